@@ -1,0 +1,5 @@
+"""The command `openmm-diffusion`."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,174 @@
+"""Every command of `openmm-diffusion`; what a command needs is imported when it runs."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..workflows import job_settings as jobs
+from ..workflows.settings import Settings
+from .options import one_sentence, settings_command
+
+app = typer.Typer(
+    name="openmm-diffusion",
+    help="Hybrid AI/physics sampling for OpenMM: diffusion models propose, Metropolis-Hastings accepts exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prepare = typer.Typer(help="Turn trajectories into training data.", no_args_is_help=True)
+train = typer.Typer(help="Train a model.", no_args_is_help=True)
+generate = typer.Typer(help="Draw structures from a model, without a Markov chain.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+app.add_typer(train, name="train")
+app.add_typer(generate, name="generate")
+
+_JOBS: dict[str, type[Settings]] = {
+    "simulate": jobs.SimulateSettings,
+    "prepare torsion": jobs.PrepareTorsionSettings,
+    "train torsion": jobs.TrainTorsionSettings,
+    "generate torsion": jobs.GenerateTorsionSettings,
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _simulate(settings: Any, **switches: bool) -> None:
+    from ..workflows.simulate import simulate
+
+    folder = simulate(settings, **switches)
+    _tree(
+        folder,
+        {
+            "topology.pdb": "the molecule",
+            "trajectory.dcd": "frames of all replicas",
+            "weights.npz": "their MBAR weights at the coldest temperature",
+            "simulation.json": "what was run",
+            "settings.yaml": "the resolved settings",
+        },
+    )
+
+
+def _prepare_torsion(settings: Any, **switches: bool) -> None:
+    from ..workflows.prepare import prepare_torsion
+
+    data = prepare_torsion(settings, **switches)
+    typer.echo(f"{len(data)} frames of {', '.join(data.molecule.torsions)}")
+
+
+def _train_torsion(settings: Any, **switches: bool) -> None:
+    from ..workflows.train_torsion import train_torsion
+
+    model = train_torsion(settings, **switches)
+    metrics = model.card["metrics"]
+    typer.echo(f"held-out negative log likelihood {metrics['held_out_nll']:.4f} (uniform: {metrics['uniform_nll']:.4f})")
+    _tree(
+        settings.output,
+        {
+            "model.safetensors": "the weights",
+            "model.json": "the card: architecture, data, commands, metrics, sha256",
+            "loss_curve.png": "training and validation loss",
+            "metrics.csv": "the same as numbers",
+            "checkpoints/last.ckpt": "for --resume",
+            "settings.yaml": "the resolved settings",
+        },
+    )
+
+
+def _generate_torsion(settings: Any, **switches: bool) -> None:
+    from ..workflows.generate_torsion import FILES, generate_torsion, summary_text
+
+    summary = generate_torsion(settings, **switches)
+    typer.echo(summary_text(summary))
+    _tree(settings.output, FILES)
+
+
+app.command("simulate")(
+    settings_command(
+        jobs.SimulateSettings,
+        _simulate,
+        resumable=True,
+        help="Make training MD by parallel tempering, with weights, so that rare basins are populated.",
+    )
+)
+prepare.command("torsion")(
+    settings_command(
+        jobs.PrepareTorsionSettings, _prepare_torsion, help="Backbone torsions of any trajectory that mdtraj reads."
+    )
+)
+train.command("torsion")(
+    settings_command(
+        jobs.TrainTorsionSettings, _train_torsion, resumable=True, help="Train the torsion diffusion model."
+    )
+)
+generate.command("torsion")(
+    settings_command(
+        jobs.GenerateTorsionSettings,
+        _generate_torsion,
+        help="Sample torsions, build structures, correct them by Boltzmann weights, and start MD from each.",
+    )
+)
+
+
+@app.command("models")
+@one_sentence
+def list_models() -> None:
+    """List the models that are shipped, and check their files."""
+    from ..models import store
+
+    for name in store.names():
+        model = store.load(name)
+        alias = f" (= {store.ALIASES[name]})" if name in store.ALIASES else ""
+        typer.echo(f"{name}{alias}: {model.card.get('description', '')}; sha256 {model.sha256()[:12]} verified")
+
+
+@app.command("config")
+@one_sentence
+def show_config(
+    command: Annotated[list[str], typer.Argument(help="the command, such as: train torsion")],
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file to resolve")] = None,
+) -> None:
+    """Print the settings of a command as YAML, each with its meaning; the print is a file for --config."""
+    import yaml
+
+    from ..errors import SettingError
+    from ..workflows.settings import read_yaml
+
+    name = " ".join(command)
+    if name not in _JOBS:
+        raise SettingError(f"there is no command {name!r} with settings; choose among {', '.join(_JOBS)}")
+    cls = _JOBS[name]
+    given = read_yaml(config) if config else {}
+    values = cls.build(given).model_dump(mode="json") if given else {}
+    for key, field in cls.model_fields.items():
+        value = values.get(key, None if field.is_required() else field.default)
+        line = yaml.safe_dump({key: value}, default_flow_style=True, width=10_000).strip().strip("{}")
+        prefix = "# " if value is None else ""
+        typer.echo(f"{prefix}{line}  # {field.description}{' (required)' if field.is_required() else ''}")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _tree(folder: Path, files: dict[str, str]) -> None:
+    """What a run left, one line each."""
+    typer.echo(f"{folder}{os.sep}")
+    width = max(map(len, files))
+    for name, meaning in files.items():
+        if (folder / name).exists():
+            typer.echo(f"  {name:<{width}}  {meaning}")

@@ -1,0 +1,91 @@
+"""Commands made from settings: one option for each field, a YAML file for all of them, errors as one sentence."""
+
+import functools
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..errors import OpenMMDiffusionError
+from ..workflows.settings import Settings
+
+_SWITCHES = {
+    "overwrite": (bool, False, "replace what the output holds"),
+    "resume": (bool, False, "go on where an earlier run stopped"),
+    "quiet": (bool, False, "no progress bar"),
+}
+
+
+def settings_command(
+    cls: type[Settings], run: Callable[..., None], *, resumable: bool = False, help: str = ""
+) -> Callable[..., None]:
+    """A typer command with an option for each field of a settings class, and --config for a YAML file of them.
+
+    `run` gets the settings and the switches `overwrite`, `resume` (where resumable) and `progress`.
+    """
+
+    def command(**values: Any) -> None:
+        config = values.pop("config")
+        switches = {"overwrite": values.pop("overwrite"), "progress": not values.pop("quiet")}
+        if resumable:
+            switches["resume"] = values.pop("resume")
+        given = {key: value for key, value in values.items() if value not in (None, [])}
+        run(cls.build(given, config), **switches)
+
+    parameters = [_option(name, field.annotation, field) for name, field in cls.model_fields.items()]
+    parameters.append(_parameter("config", Optional[Path], None, "YAML file with these settings; options go first"))  # noqa: UP045
+    switches = [name for name in _SWITCHES if resumable or name != "resume"]
+    parameters += [_parameter(name, *_SWITCHES[name]) for name in switches]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = help
+    return one_sentence(command)
+
+
+def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """End with one sentence and exit status 1 where the package raises an error of its own."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        try:
+            command(*arguments, **options)
+        except OpenMMDiffusionError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        except OSError as error:  # a full disk, a read-only folder
+            name = f" {error.filename}" if error.filename else ""
+            print(f"Error: cannot read or write{name}: {error.strerror or error}; check path, rights and space", file=sys.stderr)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            print("Interrupted; what was finished is kept.", file=sys.stderr)
+            # Worker threads of libraries may still run: leave without waiting for them.
+            sys.stderr.flush()
+            os._exit(130)
+
+    return wrapped
+
+
+def _option(name: str, annotation: Any, field: Any) -> inspect.Parameter:
+    described = field.description or ""
+    if not field.is_required() and field.default is not None:
+        default = field.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        described += f" (default: {shown})"
+    elif field.is_required():
+        described += " (required)"
+    # Not given means None here, so that a value from --config is not overridden by a default.
+    return _parameter(name, Optional[annotation], None, described)
+
+
+def _parameter(name: str, annotation: Any, default: Any, help: str) -> inspect.Parameter:
+    flags = [f"--{name.replace('_', '-')}"]
+    option = typer.Option(*flags, help=help, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )

@@ -1,0 +1,1 @@
+"""Tensors only: dihedral angles and rigid rotations. No molecules, no files."""

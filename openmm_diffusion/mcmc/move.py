@@ -1,0 +1,256 @@
+"""The openmmtools adapter: `ProposalMove` for any proposal, `DiffusionMove` for a model.
+
+Both are `openmmtools.mcmc.MCMCMove`s and go wherever a `LangevinDynamicsMove` goes.
+"""
+
+import dataclasses
+import importlib
+import logging
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import unit
+from openmmtools import mcmc
+
+from ..errors import ModelError, SettingError, StateError
+from ..models import Model, store
+from ..molecule import check_system, check_unbroken
+from ..molecule.quantities import in_nanometers
+from ..proposals import Proposal, TorsionProposal
+from .kernel import StepRecord, metropolis_step
+from .streams import new_stream
+
+logger = logging.getLogger(__name__)
+_STATE_VERSION = 1
+_COUNTERS = ("n_proposed", "n_accepted", "n_invalid")
+
+
+class ProposalMove(mcmc.MCMCMove):
+    """A Metropolis-Hastings move with any proposal, on any system.
+
+    On acceptance velocities are drawn afresh from their Maxwell-Boltzmann distribution at the new positions, which
+    cancels in the ratio; on rejection the sampler state is not touched. Thermodynamic states with a pressure are
+    sampled at fixed volume, which leaves the constant-pressure ensemble invariant too.
+
+    Parameters
+    ----------
+    proposal
+        A `Proposal`.
+    n_candidates
+        Candidates a move. More than one takes a proposal that does not depend on the present state.
+    seed
+        Seed of this move's random stream; every copy and restart has a stream of its own.
+
+    Attributes
+    ----------
+    n_proposed, n_accepted
+        Moves tried and accepted.
+    n_invalid
+        Candidates without a finite energy or a density.
+    last
+        The `StepRecord` of the last move, None before the first.
+    """
+
+    def __init__(self, proposal: Proposal, n_candidates: int = 1, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(n_candidates, bool) or int(n_candidates) != n_candidates or n_candidates < 1:
+            raise SettingError(f"n_candidates is {n_candidates!r}; expected a whole number of at least 1")
+        if seed is not None and (isinstance(seed, bool) or int(seed) != seed or seed < 0):
+            raise SettingError(f"seed is {seed!r}; expected None or a whole number of at least 0")
+        self.n_candidates = int(n_candidates)
+        self.seed = None if seed is None else int(seed)
+        self.n_proposed = self.n_accepted = self.n_invalid = 0
+        self._set_proposal(proposal)
+
+    def _set_proposal(self, proposal: Proposal | None, pending: dict[str, Any] | None = None) -> None:
+        self._proposal, self._pending = proposal, pending
+        self._rng: np.random.Generator | None = None
+        self._checked: weakref.WeakSet[openmm.Context] = weakref.WeakSet()
+        self.last: StepRecord | None = None
+
+    @property
+    def proposal(self) -> Proposal:
+        """The proposal; after a restart it is made from the stored state at its first use."""
+        if self._proposal is None:
+            self._proposal = _restore(self._pending or {})
+        return self._proposal
+
+    @property
+    def fraction_accepted(self) -> float:
+        """Accepted moves over moves tried; NaN before the first."""
+        return self.n_accepted / self.n_proposed if self.n_proposed else float("nan")
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """The counters `n_proposed`, `n_accepted`, `n_invalid`; settable."""
+        return {name: getattr(self, name) for name in _COUNTERS}
+
+    @statistics.setter
+    def statistics(self, value: dict[str, Any]) -> None:
+        for name in _COUNTERS:
+            setattr(self, name, int(value.get(name, 0)))
+
+    def apply(self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None) -> None:
+        """Propose, and accept or reject, in place.
+
+        Raises
+        ------
+        StateError
+            The present state has NaN positions, an infinite energy, or a molecule broken across the box.
+        IncompatibleSystemError
+            A constraint or a frozen atom forbids the move.
+        """
+        contexts = self._get_context_cache(context_cache)
+        context, _ = contexts.get_context(thermodynamic_state)
+        positions = self._present(sampler_state, context)
+        sampler_state.apply_to_context(context, ignore_velocities=True)
+        if self._rng is None:
+            self._rng = new_stream(self.seed, self.n_proposed)
+        beta = 1.0 / thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole)
+        record, _ = metropolis_step(context, self.proposal, positions, beta, self.n_candidates, self._rng)
+        if thermodynamic_state.pressure is not None:
+            record = _with_pressure(record, thermodynamic_state, context, beta)
+        self.n_proposed += 1
+        self.n_invalid += record.n_invalid
+        self.last = record
+        if record.accepted:
+            self.n_accepted += 1
+            context.setVelocitiesToTemperature(thermodynamic_state.temperature, int(self._rng.integers(1, 2**31 - 1)))
+            # Ours now, not those that another replica left in the shared Context.
+            sampler_state.update_from_context(context)
+
+    def _present(self, sampler_state: Any, context: openmm.Context) -> np.ndarray:
+        positions = in_nanometers(sampler_state.positions)
+        if context not in self._checked:
+            self._check(positions, context)
+            self._checked.add(context)
+        return positions
+
+    def _check(self, positions: np.ndarray, context: openmm.Context) -> None:
+        n_particles = context.getSystem().getNumParticles()
+        if positions.shape != (n_particles, 3):
+            raise StateError(f"positions have shape {positions.shape}; expected ({n_particles}, 3) for this System")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "version": _STATE_VERSION,
+            "n_candidates": self.n_candidates,
+            "seed": self.seed,
+            "proposal": self._pending if self._proposal is None else _describe(self._proposal),
+            **self.statistics,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("version", 0) > _STATE_VERSION:
+            raise ModelError("the move was stored by a newer openmm_diffusion; update the package to read it")
+        self._context_cache = None
+        self.n_candidates = int(state.get("n_candidates", 1))
+        self.seed = state.get("seed")
+        self.statistics = state
+        self._set_proposal(None, dict(state.get("proposal") or {}))
+
+
+class DiffusionMove(ProposalMove):
+    """Backbone conformations from a diffusion model, accepted exactly by the force field.
+
+    Parameters
+    ----------
+    model
+        A model (`openmm_diffusion.models.load`, `create`), or the name or path of one.
+    topology
+        The OpenMM `Topology` of the whole system, solvent included.
+    n_candidates
+        Candidates a move: they are scored together, and one of them is taken or none.
+    seed
+        Seed of this move's random stream.
+    device
+        torch device of the network; cuda where there is one, else the CPU.
+    torsions
+        Which kinds of torsions to set, such as ("phi", "psi"); all that the model knows by default.
+    options
+        Further options of the proposal: `n_diffusion_steps`, `pool_size`.
+
+    Raises
+    ------
+    ModelError
+        The model is for another molecule.
+    MoleculeError
+        The topology has no peptide backbone.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | Path,
+        topology: Any,
+        n_candidates: int = 8,
+        seed: int | None = None,
+        device: str | None = None,
+        torsions: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        known = {"n_diffusion_steps", "pool_size", "context_cache"}
+        if set(options) - known:
+            raise SettingError(f"unknown options {sorted(set(options) - known)}; expected some of {sorted(known)}")
+        forwarded = {key: options.pop(key) for key in ("context_cache",) if key in options}
+        loaded = model if isinstance(model, Model) else store.load(model)
+        proposal = TorsionProposal(loaded, topology, torsions=torsions, device=device, **options)
+        super().__init__(proposal, n_candidates, seed, **forwarded)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, topology: Any, **options: Any) -> "DiffusionMove":
+        """A move with a shipped model (`openmm-diffusion models` lists them) or a model file."""
+        return cls(store.load(name_or_path), topology, **options)
+
+    def _present(self, sampler_state: Any, context: openmm.Context) -> np.ndarray:
+        positions = super()._present(sampler_state, context)
+        check_unbroken(self._torsions, positions)
+        return positions
+
+    def _check(self, positions: np.ndarray, context: openmm.Context) -> None:
+        super()._check(positions, context)
+        check_system(context.getSystem(), self._torsions)
+
+    @property
+    def _torsions(self) -> Any:
+        return self.proposal.torsions  # type: ignore[attr-defined]
+
+
+def _with_pressure(record: StepRecord, state: Any, context: openmm.Context, beta: float) -> StepRecord:
+    """Add what the reduced potential has besides the energy (p V, surface tension): the same on both sides."""
+    energy = beta * context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    extra = float(state.reduced_potential(context)) - energy
+    candidate = None if record.u_candidate is None else record.u_candidate + extra
+    return dataclasses.replace(record, u_present=record.u_present + extra, u_candidate=candidate)
+
+
+_in_memory: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+
+
+def _describe(proposal: Any) -> dict[str, Any]:
+    """Plain values that name a proposal: its own state, or its identity within this process."""
+    name = f"{type(proposal).__module__}:{type(proposal).__qualname__}"
+    if hasattr(proposal, "to_state") and hasattr(type(proposal), "from_state"):
+        return {"class": name, "state": proposal.to_state()}
+    _in_memory[id(proposal)] = proposal
+    return {"class": name, "identity": id(proposal)}
+
+
+def _restore(description: dict[str, Any]) -> Any:
+    name = description.get("class", "unknown")
+    if "state" in description:
+        module, _, qualified = name.partition(":")
+        cls = getattr(importlib.import_module(module), qualified, None)
+        if cls is None or not hasattr(cls, "from_state"):
+            raise ModelError(f"the stored proposal {name} cannot be found; install the package that defines it")
+        return cls.from_state(description["state"])
+    found = _in_memory.get(description.get("identity", -1))
+    if found is None or f"{type(found).__module__}:{type(found).__qualname__}" != name:
+        raise ModelError(
+            f"a move was restored without its proposal {name}, which lived in another process; "
+            "give the proposal to_state and from_state, or make the move anew"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Lightning modules and the loop around them. Knows no molecule's energy: that is handed in from above."""

@@ -1,0 +1,78 @@
+"""Output folders and files: nothing is overwritten by accident, nothing is left half written."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+
+
+def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make an output folder, or refuse one that holds results already.
+
+    `overwrite` empties it, `resume` keeps what is there. Raises OutputError otherwise, or where it cannot be made.
+    """
+    folder = Path(path)
+    if overwrite and resume:
+        raise OutputError("--overwrite and --resume exclude each other; give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"the output {folder} is a file; expected a folder, choose another name")
+    if folder.is_dir() and any(folder.iterdir()):
+        if overwrite:
+            _empty(folder)
+        elif not resume:
+            raise OutputError(f"the output folder {folder} holds results already; give --overwrite, --resume or another name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the output folder {folder}: {error}; choose another place") from error
+    return folder
+
+
+def _empty(folder: Path) -> None:
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def refuse_existing(path: str | Path, *, overwrite: bool = False) -> Path:
+    """A file path that may be written: raises OutputError if the file exists and `overwrite` is not set."""
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists already; give --overwrite or another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; what is written there takes its place at the end, or never.
+
+    The suffix is kept, because writers choose their format by it.
+    """
+    target = Path(path)
+    aside = target.with_name(f".{target.stem}.part{os.getpid()}{target.suffix}")
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one piece."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write a JSON file in one piece."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,73 @@
+"""Settings of a job: pydantic models that refuse unknown keys, read from YAML, written beside the results."""
+
+import shlex
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import InputFileError, SettingError
+from .output import write_text
+
+
+class Settings(BaseModel):
+    """Base of every job's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def build(cls, values: dict[str, Any], config: str | Path | None = None) -> Self:
+        """Settings from a YAML file, overridden by the values given; None means "not given".
+
+        Raises SettingError naming the key, the value and what was expected.
+        """
+        merged: dict[str, Any] = read_yaml(config) if config is not None else {}
+        merged.update({key: value for key, value in values.items() if value is not None})
+        try:
+            return cls(**merged)
+        except ValidationError as error:
+            raise SettingError(_sentence(error, cls)) from error
+        except TypeError as error:
+            raise SettingError(f"{config}: keys must be names, each with one value ({error})") from error
+
+    def write(self, path: Path) -> None:
+        """Write the resolved settings as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises InputFileError where there is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(f"cannot read the configuration {path}: {error}; check the path") from error
+    except (yaml.YAMLError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise SettingError(f"{path} is not valid YAML ({first_line}); expected lines of 'key: value'") from error
+    if not isinstance(values, dict):
+        raise SettingError(f"{path} holds {type(values).__name__}; expected lines of 'key: value'")
+    return values
+
+
+def command_line(command: str, settings: Settings) -> str:
+    """The command that runs a job with these settings; what equals its default is left out."""
+    words = ["openmm-diffusion", command]
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if value is None or (not field.is_required() and value == field.default):
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", shlex.quote(str(item))]
+    return " ".join(words)
+
+
+def _sentence(error: ValidationError, cls: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}; expected one of {', '.join(cls.model_fields)}"
+    if first["type"] == "missing":
+        return f"{key} is missing; give --{key.replace('_', '-')}, or {key} in the file of --config"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{key} is {first['input']!r}: {reason[0].lower() + reason[1:]}; correct it and run again"

@@ -1,0 +1,185 @@
+"""Training data from parallel tempering: rare basins are populated by the hot replicas, MBAR gives the weights."""
+
+import logging
+import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+from tqdm.auto import tqdm
+
+from ..errors import SettingError
+from ..molecule import load, write_pdb
+from .output import prepare_folder, replacing, write_json
+from .job_settings import SimulateSettings
+from .settings import command_line
+from .systems import MolecularSystem, alanine_dipeptide, choose_platform
+
+logger = logging.getLogger(__name__)
+CHUNK = 50  # iterations between two updates of the progress bar
+
+
+@dataclass(frozen=True)
+class TemperedData:
+    """Frames [n, atoms, 3] (nm) of all replicas with weights [n] that make them an ensemble at one temperature."""
+
+    positions: NDArray[np.float32]
+    weights: NDArray[np.float64]
+    temperature_index: NDArray[np.int64]
+    walker: NDArray[np.int64]
+
+
+def simulate(settings: SimulateSettings, *, overwrite: bool = False, resume: bool = False, progress: bool = True) -> Path:
+    """Run the parallel tempering and write `topology.pdb`, `trajectory.dcd`, `weights.npz` and `simulation.json`.
+
+    Returns the folder. Frames of every temperature are kept; their MBAR weights are those at `temperature`.
+    """
+    if settings.max_temperature <= settings.temperature:
+        raise SettingError(f"max_temperature is {settings.max_temperature:g}; expected more than {settings.temperature:g} K")
+    molecule = build_system(settings)
+    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
+    settings.write(folder / "settings.yaml")
+    write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
+    platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
+    jobs = [(settings, molecule.system, molecule.positions, platform, folder, walker) for walker in range(settings.walkers)]
+    if settings.walkers == 1:
+        _run_walker(*jobs[0], progress)
+    else:
+        with ProcessPoolExecutor(settings.walkers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(_run_walker, *job, progress and job[-1] == 0) for job in jobs]
+            for future in futures:
+                future.result()
+    data = collect(settings, folder)
+    _write(data, settings, molecule, folder, platform)
+    return folder
+
+
+def build_system(settings: SimulateSettings) -> MolecularSystem:
+    """The named alanine system, or the molecule of a file in the force field given."""
+    mass = settings.hydrogen_mass * unit.amu
+    if settings.system in ("alanine-dipeptide-obc", "alanine-dipeptide-vacuum"):
+        return alanine_dipeptide(settings.system.rsplit("-", 1)[1], mass)
+    loaded = load(settings.system, settings.coordinates)
+    try:
+        force_field = app.ForceField(*settings.force_field)
+        system = force_field.createSystem(
+            loaded.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=mass
+        )
+    except (ValueError, OSError) as error:
+        raise SettingError(f"{settings.system} does not go with {', '.join(settings.force_field)}: {error}") from error
+    return MolecularSystem(Path(settings.system).stem, loaded.topology, system, loaded.positions)
+
+
+def temperatures(settings: SimulateSettings) -> NDArray[np.float64]:
+    """The ladder in K: evenly spaced in log T, so that neighbours exchange equally often."""
+    return np.geomspace(settings.temperature, settings.max_temperature, settings.n_replicas)
+
+
+def _storage(folder: Path, walker: int) -> Path:
+    return folder / f"tempering_{walker}.nc"
+
+
+def _run_walker(
+    settings: SimulateSettings,
+    system: openmm.System,
+    positions: NDArray[np.float64],
+    platform: str,
+    folder: Path,
+    walker: int,
+    progress: bool,
+) -> None:
+    """Run or continue one ladder; its storage is openmmtools' own NetCDF file."""
+    from openmmtools import cache, mcmc, states
+    from openmmtools.multistate import MultiStateReporter, ParallelTemperingSampler
+
+    logging.getLogger("openmmtools").setLevel(logging.WARNING)
+    np.random.seed(settings.seed * 1000 + walker)  # openmmtools draws its exchanges from the global generator
+    contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName(platform))
+    storage = _storage(folder, walker)
+    every_atom = list(range(system.getNumParticles()))
+    reporter = MultiStateReporter(str(storage), checkpoint_interval=CHUNK, analysis_particle_indices=every_atom)
+    if storage.exists():
+        sampler = ParallelTemperingSampler.from_storage(reporter)
+    else:
+        move = mcmc.LangevinDynamicsMove(
+            timestep=settings.timestep * unit.femtoseconds,
+            collision_rate=1.0 / unit.picosecond,
+            n_steps=settings.steps_per_iteration,
+            constraint_tolerance=1e-6,
+            n_restart_attempts=4,
+        )
+        sampler = ParallelTemperingSampler(mcmc_moves=move, number_of_iterations=math.inf, online_analysis_interval=None)
+        ladder = temperatures(settings)
+        start = states.SamplerState(positions * unit.nanometer)
+        state = states.ThermodynamicState(system, settings.temperature * unit.kelvin)
+        sampler.create(state, [start], reporter, temperatures=list(ladder * unit.kelvin), n_temperatures=len(ladder))
+        sampler.sampler_context_cache = sampler.energy_context_cache = contexts
+        sampler.minimize(max_iterations=200)
+    sampler.sampler_context_cache = sampler.energy_context_cache = contexts
+    with tqdm(
+        total=settings.n_iterations, initial=sampler.iteration, desc="parallel tempering", disable=not progress
+    ) as bar:
+        while sampler.iteration < settings.n_iterations:
+            before = sampler.iteration
+            sampler.run(n_iterations=min(CHUNK, settings.n_iterations - before))
+            bar.update(sampler.iteration - before)
+    reporter.close()
+
+
+def collect(settings: SimulateSettings, folder: Path) -> TemperedData:
+    """Read every walker's frames and give them MBAR weights at the coldest temperature."""
+    from netCDF4 import Dataset
+    from pymbar import MBAR
+
+    frames, potentials, indices, walkers = [], [], [], []
+    skip = max(1, int(settings.discard * settings.n_iterations))  # iteration 0 is the starting structure
+    for walker in range(settings.walkers):
+        with Dataset(str(_storage(folder, walker))) as file:
+            rows = slice(skip, settings.n_iterations + 1)
+            index = np.asarray(file.variables["states"][rows], dtype=np.int64)
+            x = np.asarray(file.variables["positions"][rows], dtype=np.float32)
+            coldest = np.asarray(file.variables["energies"][rows, :, 0], dtype=np.float64)
+        frames.append(x.reshape(-1, *x.shape[2:]))
+        potentials.append(coldest.ravel())
+        indices.append(index.ravel())
+        walkers.append(np.full(index.size, walker))
+    u, k = np.concatenate(potentials), np.concatenate(indices)
+    order = np.argsort(k, kind="stable")  # MBAR wants the samples of each state together
+    u, k = u[order], k[order]
+    ladder = temperatures(settings)
+    counts = np.bincount(k, minlength=len(ladder))
+    mbar = MBAR(u[None] * (ladder[0] / ladder)[:, None], counts, solver_protocol="robust")
+    weights = np.asarray(mbar.weights())[:, 0]
+    return TemperedData(np.concatenate(frames)[order], weights / weights.sum(), k, np.concatenate(walkers)[order])
+
+
+def _write(data: TemperedData, settings: SimulateSettings, molecule: MolecularSystem, folder: Path, platform: str) -> None:
+    import mdtraj
+
+    topology = mdtraj.Topology.from_openmm(molecule.topology)
+    with replacing(folder / "trajectory.dcd") as aside:
+        mdtraj.Trajectory(data.positions, topology).save_dcd(str(aside))
+    with replacing(folder / "weights.npz") as aside:
+        np.savez(aside, weights=data.weights, temperature_index=data.temperature_index, walker=data.walker)
+    write_json(
+        folder / "simulation.json",
+        {
+            "command": command_line("simulate", settings),
+            "system": molecule.name,
+            "temperatures_K": [round(float(value), 3) for value in temperatures(settings)],
+            "frames": len(data.weights),
+            "kish_ess": float(1.0 / np.sum(data.weights**2)),
+            "simulated_ns_per_replica": settings.walkers
+            * settings.n_iterations
+            * settings.steps_per_iteration
+            * settings.timestep
+            * 1e-6,
+            "platform": platform,
+            "openmm": openmm.version.version,
+        },
+    )

@@ -1,0 +1,95 @@
+"""The alanine dipeptide systems of the examples, and the choice of the fastest platform for a system."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from ..errors import SettingError
+from ..molecule.quantities import in_nanometers
+
+logger = logging.getLogger(__name__)
+
+TIMESTEP = 4.0 * unit.femtoseconds
+HYDROGEN_MASS = 3.0 * unit.amu  # what makes 4 fs stable together with constrained bonds to hydrogen
+TEMPERATURE = 300.0 * unit.kelvin
+
+
+@dataclass(frozen=True)
+class MolecularSystem:
+    """A named OpenMM System with its Topology and positions [atoms, 3] in nm."""
+
+    name: str
+    topology: app.Topology
+    system: openmm.System
+    positions: NDArray[np.float64]
+
+
+def alanine_dipeptide(solvent: str = "obc", hydrogen_mass: Any = HYDROGEN_MASS) -> MolecularSystem:
+    """ACE-ALA-NME with constrained bonds to hydrogen.
+
+    Parameters
+    ----------
+    solvent
+        "obc": amber99sbildn with OBC implicit solvent (OpenMM's native GBSAOBCForce). "vacuum": openmmtools'
+        `AlanineDipeptideVacuum` (amber96).
+    hydrogen_mass
+        Mass of repartitioned hydrogens; None keeps the real one (then 2 fs is the largest safe time step).
+    """
+    from openmmtools import testsystems  # seconds to import
+
+    vacuum = testsystems.AlanineDipeptideVacuum(hydrogenMass=hydrogen_mass)
+    positions = in_nanometers(vacuum.positions)
+    if solvent == "vacuum":
+        return MolecularSystem("alanine-dipeptide-vacuum", vacuum.topology, vacuum.system, positions)
+    if solvent != "obc":
+        raise SettingError(f"solvent is {solvent!r}; expected 'obc' or 'vacuum'")
+    force_field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+    system = force_field.createSystem(
+        vacuum.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=hydrogen_mass
+    )
+    return MolecularSystem("alanine-dipeptide-obc", vacuum.topology, system, positions)
+
+
+def time_platforms(
+    system: openmm.System, positions: Any, timestep: Any = TIMESTEP, n_steps: int = 500
+) -> dict[str, float]:
+    """MD steps a second on every platform that can run the system, fastest first."""
+    speeds: dict[str, float] = {}
+    for index in range(openmm.Platform.getNumPlatforms()):
+        platform = openmm.Platform.getPlatform(index)
+        integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1 / unit.picosecond, timestep)
+        try:
+            context = openmm.Context(system, integrator, platform)
+            context.setPositions(positions)
+            integrator.step(20)
+            context.getState(energy=True)
+            start = time.perf_counter()
+            integrator.step(n_steps)
+            context.getState(energy=True)  # waits for asynchronous platforms
+        except openmm.OpenMMException as error:
+            logger.info("platform %s cannot run this system: %s", platform.getName(), error)
+            continue
+        speeds[platform.getName()] = n_steps / (time.perf_counter() - start)
+        del context, integrator
+    if not speeds:
+        raise SettingError("no OpenMM platform can run this system; see the log for what each of them said")
+    return dict(sorted(speeds.items(), key=lambda item: -item[1]))
+
+
+def choose_platform(system: openmm.System, positions: Any, name: str | None = None) -> openmm.Platform:
+    """The platform named, or the fastest one measured on this system: a guess by name is wrong for small molecules."""
+    if name is None:
+        speeds = time_platforms(system, positions)
+        name = next(iter(speeds))
+        logger.info("platforms: %s", ", ".join(f"{key} {value:.0f} steps/s" for key, value in speeds.items()))
+    try:
+        return openmm.Platform.getPlatformByName(name)
+    except openmm.OpenMMException as error:
+        known = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+        raise SettingError(f"platform {name!r} is not available; choose among {', '.join(known)}") from error
