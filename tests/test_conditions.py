@@ -74,7 +74,7 @@ def test_refusal_counts_and_names(torsions: BackboneTorsions) -> None:
     system.addConstraint(4, 6, 0.13)  # C-N, kept
     system.addConstraint(4, 14, 0.3)  # C(i-1) to C(i), across phi
     system.addConstraint(5, 15, 0.3)
-    with pytest.raises(IncompatibleSystemError, match=r"2 constraints .* 4 and 14 by phi:ALA2; remove constraints"):
+    with pytest.raises(IncompatibleSystemError, match=r"2 constraints .* 5 and 15 by omega:ACE1; remove constraints"):
         check_system(system, torsions)
 
 

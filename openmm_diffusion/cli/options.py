@@ -2,16 +2,13 @@
 
 import functools
 import inspect
-import logging
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from ..errors import OpenMMDiffusionError
+from ..workflows.console import run_program
 from ..workflows.settings import Settings
 
 _SWITCHES = {
@@ -52,21 +49,9 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> None:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        try:
-            command(*arguments, **options)
-        except OpenMMDiffusionError as error:
-            print(f"Error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from error
-        except OSError as error:  # a full disk, a read-only folder
-            name = f" {error.filename}" if error.filename else ""
-            print(f"Error: cannot read or write{name}: {error.strerror or error}; check path, rights and space", file=sys.stderr)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            print("Interrupted; what was finished is kept.", file=sys.stderr)
-            # Worker threads of libraries may still run: leave without waiting for them.
-            sys.stderr.flush()
-            os._exit(130)
+        status = run_program(lambda: command(*arguments, **options))
+        if status:
+            raise typer.Exit(status)
 
     return wrapped
 

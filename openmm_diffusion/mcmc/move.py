@@ -123,6 +123,24 @@ class ProposalMove(mcmc.MCMCMove):
             # Ours now, not those that another replica left in the shared Context.
             sampler_state.update_from_context(context)
 
+    def export_stream(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The random generator's state (plain values) and the pool (arrays), for a checkpoint that goes on bit for bit.
+
+        They are not part of the serialised move, whose copies and restarts have streams of their own.
+        """
+        generator = None if self._rng is None else self._rng.bit_generator.state
+        pool = self.proposal.export_pool() if hasattr(self.proposal, "export_pool") else {}
+        return {"generator": generator}, pool
+
+    def import_stream(self, stream: dict[str, Any], pool: dict[str, np.ndarray]) -> None:
+        """Go on with what `export_stream` gave."""
+        self._rng = None
+        if stream["generator"] is not None:
+            self._rng = np.random.default_rng()
+            self._rng.bit_generator.state = stream["generator"]
+        if hasattr(self.proposal, "import_pool"):
+            self.proposal.import_pool(pool)
+
     def _present(self, sampler_state: Any, context: openmm.Context) -> np.ndarray:
         positions = in_nanometers(sampler_state.positions)
         if context not in self._checked:

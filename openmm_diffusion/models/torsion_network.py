@@ -27,6 +27,7 @@ class TorsionNetworkConfig:
         for name in ("n_torsions", "hidden_size", "n_layers", "n_harmonics"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected a positive number")
+        TorusDiffuser(self.min_sigma, self.max_sigma)  # raises where the noise range is impossible
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

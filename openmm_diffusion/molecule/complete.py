@@ -64,7 +64,7 @@ def _add_heavy_atoms(
     fixer.findMissingAtoms()
     if not fixer.missingAtoms and not fixer.missingTerminals:
         return topology, positions
-    fixer.addMissingAtoms(seed=seed)
+    fixer.addMissingAtoms(seed=1 + seed % (2**31 - 1))  # OpenMM takes a seed of 0 for "draw one"
     _restore_bonds(topology, fixer.topology)
     x = in_nanometers(fixer.positions).copy()
     for before, after in zip(topology.residues(), fixer.topology.residues(), strict=True):
@@ -75,7 +75,7 @@ def _add_heavy_atoms(
 
 
 def _vectors(x: NDArray[np.float64]) -> unit.Quantity:
-    """Positions as Vec3: pdbfixer sums in place, which would move the present atoms in an array."""
+    """Positions as Vec3: with rows of an array pdbfixer lays its templates elsewhere (its sums work in place)."""
     return [openmm.Vec3(*point) for point in x.tolist()] * unit.nanometer
 
 

@@ -1,12 +1,7 @@
-"""One loader for every file format of a molecule, and the PDB writer.
+"""One loader for every file format of a molecule, and the PDB writer."""
 
-OpenMM's own readers serve all formats: on alanine dipeptide they give Amber, Gromacs and CHARMM files the energy of the
-original to 2e-5 kJ/mol, as parmed's do. Gromacs topologies need no GROMACS installation unless they #include its files.
-"""
-
-import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +13,20 @@ from openmm import app
 
 from ..errors import InputFileError, MoleculeError, OutputError, SettingError
 from .complete import complete
+from .formats import (
+    COORDINATES,
+    MALFORMED,
+    STRUCTURES,
+    TOPOLOGIES,
+    box_of,
+    identify,
+    known,
+    read,
+    read_coordinates,
+    read_structure,
+    read_topology,
+)
 from .quantities import in_nanometers
-
-logger = logging.getLogger(__name__)
-
-_FORMATS = {
-    **dict.fromkeys((".pdb", ".ent"), "PDB"),
-    **dict.fromkeys((".cif", ".mmcif", ".pdbx"), "mmCIF"),
-    **dict.fromkeys((".prmtop", ".parm7"), "Amber topology"),
-    ".top": "Gromacs topology",
-    ".psf": "CHARMM psf",
-    **dict.fromkeys((".inpcrd", ".rst7", ".rst", ".restrt", ".ncrst"), "Amber coordinates"),
-    ".gro": "Gromacs gro",
-    **dict.fromkeys((".crd", ".cor"), "CHARMM coordinates"),
-}
-_STRUCTURES = ("PDB", "mmCIF")
-_TOPOLOGIES = (*_STRUCTURES, "Amber topology", "Gromacs topology", "CHARMM psf")
-_COORDINATES = (*_STRUCTURES, "Amber coordinates", "Gromacs gro", "CHARMM coordinates")
-_NO_CELL_NM = 0.2  # NMR and cryo-EM structures carry a 1 Angstrom unit cell, gro files of a vacuum one of zero
 
 
 @dataclass(frozen=True)
@@ -46,8 +37,16 @@ class SystemSource:
     make: Callable[..., openmm.System]
 
     def create_system(self, **kwargs: Any) -> openmm.System:
-        """The OpenMM System of the files; takes the keywords of OpenMM's `createSystem` (nonbondedMethod, ...)."""
-        return self.make(**kwargs)
+        """The OpenMM System of the files; takes the keywords of OpenMM's `createSystem` (nonbondedMethod, ...).
+
+        Raises InputFileError where the files lack a part of the force field.
+        """
+        try:
+            return self.make(**kwargs)
+        except MALFORMED as error:
+            raise InputFileError(
+                f"{self.file} lacks data of its force field ({error}); write the file again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -93,28 +92,28 @@ def load(
     MoleculeError
         Coordinates of another number of atoms, or not finite.
     """
-    topology_path, topology_format = _identify(topology_file, _TOPOLOGIES, "topology")
+    topology_path, topology_format = identify(topology_file, TOPOLOGIES, "topology")
     if not 0.0 <= ph <= 14.0:
         raise SettingError(f"ph is {ph}; expected 0 to 14")
     if len(parameters) and topology_format != "CHARMM psf":
         raise SettingError(f"parameters were given for {topology_path.name}; only a CHARMM psf takes parameter files")
     if coordinates_file is None:
-        if topology_format not in _STRUCTURES:
-            raise InputFileError(f"{topology_path} has no coordinates; give a file with them ({_known(_COORDINATES)})")
-        structure = _read(topology_path, topology_format, _read_structure, topology_format)
-        topology, box = structure.topology, _box_of(structure)
+        if topology_format not in STRUCTURES:
+            raise InputFileError(f"{topology_path} has no coordinates; give a file with them ({known(COORDINATES)})")
+        structure = read(topology_path, topology_format, read_structure, topology_format)
+        topology, box = structure.topology, box_of(structure)
         positions = _checked(structure, topology_path, topology.getNumAtoms())
         if fix:
             topology, positions = complete(topology_path, topology, positions, ph=ph, seed=seed)
         return _molecule(topology, positions, box)
-    coordinates_path, coordinates_format = _identify(coordinates_file, _COORDINATES, "coordinates")
-    coordinates = _read(coordinates_path, coordinates_format, _read_coordinates, coordinates_format)
-    box = _box_of(coordinates)
-    source = _read(topology_path, topology_format, _read_topology, topology_format, box)
+    coordinates_path, coordinates_format = identify(coordinates_file, COORDINATES, "coordinates")
+    coordinates = read(coordinates_path, coordinates_format, read_coordinates, coordinates_format)
+    box = box_of(coordinates)
+    source = read(topology_path, topology_format, read_topology, topology_format, box)
     topology = source.topology
     positions = _checked(coordinates, coordinates_path, topology.getNumAtoms())
     system_source = _system_source(source, topology_path, topology_format, parameters)
-    return _molecule(topology, positions, _box_of(source) if box is None else box, system_source)
+    return _molecule(topology, positions, box_of(topology) if box is None else box, system_source)
 
 
 def write_pdb(path: str | Path, topology: app.Topology, frames_nm: Any) -> Path:
@@ -142,85 +141,12 @@ def write_pdb(path: str | Path, topology: app.Topology, frames_nm: Any) -> Path:
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); choose a folder to write in") from error
     except ValueError as error:
-        raise MoleculeError(f"{path.name} cannot be written as PDB: {error}; bring the atoms near the origin") from error
+        raise MoleculeError(
+            f"{path.name} cannot be written as PDB: {error}; bring the atoms near the origin"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
     return path
-
-
-def _known(formats: Iterable[str]) -> str:
-    return ", ".join(suffix for suffix, name in _FORMATS.items() if name in formats)
-
-
-def _identify(file: str | Path, allowed: Sequence[str], role: str) -> tuple[Path, str]:
-    """The path and its format; two suffixes have two owners, told apart by how the file begins."""
-    path = Path(file)
-    if not path.is_file():
-        raise InputFileError(f"{path} does not exist or is no file; give the path of a {role} file ({_known(allowed)})")
-    name = _FORMATS.get(path.suffix.lower(), "")
-    with open(path, "rb") as stream:
-        start = stream.read(512).lstrip()
-    if name == "Gromacs topology" and start.startswith(b"%VERSION"):
-        name = "Amber topology"
-    if name == "CHARMM coordinates" and path.suffix.lower() == ".crd" and not start.startswith(b"*"):
-        name = "Amber coordinates"
-    if name not in allowed:
-        raise InputFileError(f"{path} is of no known {role} format; expected one of {_known(allowed)}")
-    return path, name
-
-
-def _read(path: Path, name: str, reader: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return reader(path, *args)
-    except Exception as error:  # the readers raise whatever their parsing runs into
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputFileError(f"{path} cannot be read as {name}: {reason}; check that the file is whole") from error
-
-
-def _read_structure(path: Path, name: str) -> Any:
-    structure = (app.PDBFile if name == "PDB" else app.PDBxFile)(str(path))
-    if not structure.topology.getNumAtoms():
-        raise ValueError("it holds no atoms")
-    if name == "mmCIF":  # PDBFile looks for disulfides by distance, PDBxFile only at the file's own records
-        structure.topology.createDisulfideBonds(structure.positions)
-    return structure
-
-
-def _read_coordinates(path: Path, name: str) -> Any:
-    if name in _STRUCTURES:
-        return _read_structure(path, name)
-    readers = {
-        "Amber coordinates": app.AmberInpcrdFile,
-        "Gromacs gro": app.GromacsGroFile,
-        "CHARMM coordinates": app.CharmmCrdFile,
-    }
-    return readers[name](str(path))
-
-
-def _read_topology(path: Path, name: str, box: Any) -> Any:
-    if name in _STRUCTURES:
-        return _read_structure(path, name)
-    if name == "CHARMM psf":
-        return app.CharmmPsfFile(str(path), periodicBoxVectors=box)
-    try:
-        reader = app.AmberPrmtopFile if name == "Amber topology" else app.GromacsTopFile
-        return reader(str(path), periodicBoxVectors=box)
-    except ValueError as error:
-        if "#include" in str(error):
-            remedy = "set GMXDATA to GROMACS' share folder or write a topology with all parameters in it"
-            raise ValueError(f"{error}; {remedy}") from error
-        raise
-
-
-def _box_of(source: Any) -> Any:
-    """Box vectors of any reader as a Quantity, None where there is no real cell."""
-    if hasattr(source, "getPeriodicBoxVectors"):
-        box = source.getPeriodicBoxVectors()
-    elif hasattr(source, "topology"):
-        box = source.topology.getPeriodicBoxVectors()
-    else:
-        box = getattr(source, "boxVectors", None)
-    return None if box is None or np.min(np.diag(in_nanometers(box))) < _NO_CELL_NM else box
 
 
 def _checked(source: Any, path: Path, n_atoms: int) -> NDArray[np.float64]:
@@ -239,7 +165,7 @@ def _checked(source: Any, path: Path, n_atoms: int) -> NDArray[np.float64]:
 
 
 def _system_source(source: Any, path: Path, name: str, parameters: Sequence[str | Path]) -> SystemSource | None:
-    if name in _STRUCTURES:
+    if name in STRUCTURES:
         return None
     if name != "CHARMM psf":
         return SystemSource(path, source.createSystem)
@@ -252,9 +178,11 @@ def _system_source(source: Any, path: Path, name: str, parameters: Sequence[str 
     missing = [str(file) for file in parameters if not Path(file).is_file()]
     if missing:
         raise InputFileError(f"{', '.join(missing)} does not exist or is no file; give CHARMM .rtf, .prm or .str files")
+    from parmed.charmm import CharmmParameterSet
+
     files = [str(file) for file in parameters]
-    sets = _read(Path(files[0]), "CHARMM parameters", lambda _: app.CharmmParameterSet(*files))
-    return SystemSource(path, lambda **kwargs: source.createSystem(sets, **kwargs))
+    values = read(Path(files[0]), "CHARMM parameters", lambda _: CharmmParameterSet(*files))
+    return SystemSource(path, lambda **kwargs: source.createSystem(values, **kwargs))
 
 
 def _molecule(

@@ -141,6 +141,18 @@ class TorsionProposal:
         log_q, valid = self._flow.log_density(torch.as_tensor(wrap(tau), device=self._device))
         return np.where(valid.cpu().numpy(), log_q.cpu().numpy(), -np.inf)
 
+    def export_pool(self) -> dict[str, NDArray[Any]]:
+        """The candidates drawn ahead, as arrays, with the number of those used."""
+        if self._pool is None:
+            return {}
+        arrays = {name: getattr(self._pool, name).cpu().numpy() for name in ("tau", "log_q", "valid", "path")}
+        return {**arrays, "used": np.array(self._next)}
+
+    def import_pool(self, pool: dict[str, NDArray[Any]]) -> None:
+        """Go on with the candidates that `export_pool` gave."""
+        tensors = {name: torch.as_tensor(value, device=self._device) for name, value in pool.items() if name != "used"}
+        self._pool, self._next = (FlowSample(**tensors), int(pool["used"])) if tensors else (None, 0)
+
     def to_state(self) -> dict[str, Any]:
         """Plain values from which `from_state` makes this proposal again, without weights and with an empty pool."""
         return {

@@ -151,7 +151,7 @@ class TorusFlow:
             converged = residual.abs().amax(-1) < TOLERANCE
             if bool(converged.all()):
                 break
-            u = u - _bounded(torch.linalg.solve(_identity(x) - quarter[..., None] * jacobian, residual))
+            u = u - _bounded(torch.linalg.solve_ex(_identity(x) - quarter[..., None] * jacobian, residual)[0])
         return x + 2 * u, jacobian.contiguous(), converged
 
     def _solve_path(self, tau: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,7 +178,7 @@ class TorusFlow:
         # The residual of step i depends on its upper end, unknown i, and its lower end, unknown i + 1 (tau for the last).
         matrix.diagonal(dim1=1, dim2=3).copy_((-identity - scaled).permute(1, 2, 3, 0))
         matrix.diagonal(1, dim1=1, dim2=3).copy_((identity - scaled[:-1]).permute(1, 2, 3, 0))
-        change = torch.linalg.solve(matrix.reshape(n, k * t, k * t), residual.transpose(0, 1).reshape(n, k * t))
+        change = torch.linalg.solve_ex(matrix.reshape(n, k * t, k * t), residual.transpose(0, 1).reshape(n, k * t))[0]
         return change.unflatten(-1, (k, t)).transpose(0, 1)
 
     def _climb(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,12 +67,16 @@ class GenerateTorsionSettings(Settings):
     coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
     force_field: list[str] = Field(["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for files")
     frames: Path | None = Field(None, description="trajectory whose frames carry the torsions; short MD by default")
-    n_frames: int = Field(100, ge=1, description="frames to take, evenly spaced")
+    weights: Path | None = Field(None, description=".npz with 'weights' of its frames, as 'simulate' writes it")
+    n_frames: int = Field(100, ge=1, description="frames to take: evenly spaced, or in proportion to the weights")
     n_candidates: int = Field(64, ge=32, description="torsions drawn for each frame, at least 32")
     temperature: float = Field(300.0, gt=0, description="K")
     timestep: float = Field(4.0, gt=0, le=10, description="fs")
     hydrogen_mass: float = Field(3.0, ge=1.0, le=4.5, description="amu; repartitioned so that 4 fs are stable")
     md_steps: int = Field(2500, ge=0, description="MD steps from every structure kept; 0 for none")
+    limit_grid: int = Field(
+        36, ge=0, le=180, description="points an axis of the grid for the limit of the true marginal; 0 for no limit"
+    )
     platform: str | None = Field(None, description="OpenMM platform; the fastest one measured by default")
     device: str | None = Field(None, description="torch device; cuda where there is one, else cpu")
     seed: int = Field(0, ge=0, description="seed of torsions, choices and velocities")

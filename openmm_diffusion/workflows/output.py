@@ -76,3 +76,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, data: Any) -> None:
     """Write a JSON file in one piece."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_trajectory(path: str | Path, topology: Any, frames_nm: Any) -> None:
+    """Write frames [n, atoms, 3] (nm) of an OpenMM topology in the format of the suffix (dcd, xtc, h5, pdb), in one piece."""
+    import mdtraj
+
+    with replacing(path) as aside:
+        mdtraj.Trajectory(frames_nm, mdtraj.Topology.from_openmm(topology)).save(str(aside))

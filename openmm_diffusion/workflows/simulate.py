@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import app, unit
+from openmm import unit
 from tqdm.auto import tqdm
 
 from ..errors import SettingError
-from ..molecule import load, write_pdb
-from .output import prepare_folder, replacing, write_json
+from ..molecule import write_pdb
+from .output import prepare_folder, replacing, write_json, write_trajectory
 from .job_settings import SimulateSettings
 from .settings import command_line
-from .systems import MolecularSystem, alanine_dipeptide, choose_platform
+from .systems import MolecularSystem, build_system, choose_platform
 
 logger = logging.getLogger(__name__)
 CHUNK = 50  # iterations between two updates of the progress bar
@@ -57,22 +57,6 @@ def simulate(settings: SimulateSettings, *, overwrite: bool = False, resume: boo
     data = collect(settings, folder)
     _write(data, settings, molecule, folder, platform)
     return folder
-
-
-def build_system(settings: SimulateSettings) -> MolecularSystem:
-    """The named alanine system, or the molecule of a file in the force field given."""
-    mass = settings.hydrogen_mass * unit.amu
-    if settings.system in ("alanine-dipeptide-obc", "alanine-dipeptide-vacuum"):
-        return alanine_dipeptide(settings.system.rsplit("-", 1)[1], mass)
-    loaded = load(settings.system, settings.coordinates)
-    try:
-        force_field = app.ForceField(*settings.force_field)
-        system = force_field.createSystem(
-            loaded.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=mass
-        )
-    except (ValueError, OSError) as error:
-        raise SettingError(f"{settings.system} does not go with {', '.join(settings.force_field)}: {error}") from error
-    return MolecularSystem(Path(settings.system).stem, loaded.topology, system, loaded.positions)
 
 
 def temperatures(settings: SimulateSettings) -> NDArray[np.float64]:
@@ -159,11 +143,7 @@ def collect(settings: SimulateSettings, folder: Path) -> TemperedData:
 
 
 def _write(data: TemperedData, settings: SimulateSettings, molecule: MolecularSystem, folder: Path, platform: str) -> None:
-    import mdtraj
-
-    topology = mdtraj.Topology.from_openmm(molecule.topology)
-    with replacing(folder / "trajectory.dcd") as aside:
-        mdtraj.Trajectory(data.positions, topology).save_dcd(str(aside))
+    write_trajectory(folder / "trajectory.dcd", molecule.topology, data.positions)
     with replacing(folder / "weights.npz") as aside:
         np.savez(aside, weights=data.weights, temperature_index=data.temperature_index, walker=data.walker)
     write_json(

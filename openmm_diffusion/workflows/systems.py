@@ -3,7 +3,8 @@
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import openmm
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..errors import SettingError
+from ..molecule import load
 from ..molecule.quantities import in_nanometers
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,35 @@ def alanine_dipeptide(solvent: str = "obc", hydrogen_mass: Any = HYDROGEN_MASS) 
         vacuum.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=hydrogen_mass
     )
     return MolecularSystem("alanine-dipeptide-obc", vacuum.topology, system, positions)
+
+
+class SystemSettings(Protocol):
+    """The settings of a job that say which system it runs on."""
+
+    @property
+    def system(self) -> str: ...
+    @property
+    def coordinates(self) -> Path | None: ...
+    @property
+    def force_field(self) -> list[str]: ...
+    @property
+    def hydrogen_mass(self) -> float: ...
+
+
+def build_system(settings: SystemSettings) -> MolecularSystem:
+    """The named alanine system, or the molecule of a file in the force field given."""
+    mass = settings.hydrogen_mass * unit.amu
+    if settings.system in ("alanine-dipeptide-obc", "alanine-dipeptide-vacuum"):
+        return alanine_dipeptide(settings.system.rsplit("-", 1)[1], mass)
+    loaded = load(settings.system, settings.coordinates)
+    try:
+        force_field = app.ForceField(*settings.force_field)
+        system = force_field.createSystem(
+            loaded.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=mass
+        )
+    except (ValueError, OSError) as error:
+        raise SettingError(f"{settings.system} does not go with {', '.join(settings.force_field)}: {error}") from error
+    return MolecularSystem(Path(settings.system).stem, loaded.topology, system, loaded.positions)
 
 
 def time_platforms(

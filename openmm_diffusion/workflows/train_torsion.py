@@ -17,6 +17,7 @@ from ..data.torsion_dataset import WeightedBatches
 from ..diffusion import TorusDiffuser
 from ..models import Model, TorsionNetwork, create, save
 from ..sampling.flow import TorusFlow, geometric_grid
+from .console import use_one_thread
 from .output import prepare_folder
 from .job_settings import TrainTorsionSettings
 from .settings import command_line
@@ -31,6 +32,7 @@ def train_torsion(
     from ..training.fit import FitOptions, fit
     from ..training.torsion_module import TorsionModule
 
+    use_one_thread()
     data = TorsionDataset.load(settings.data)
     folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
     settings.write(folder / "settings.yaml")

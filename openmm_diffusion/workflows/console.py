@@ -1,0 +1,35 @@
+"""What every program of this package does at its edges: logging, and errors as one sentence."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from ..errors import OpenMMDiffusionError
+
+
+def run_program(program: Callable[[], None]) -> int:
+    """Run a program and return its exit status: errors of the package become one sentence on stderr and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it greets with a banner on missing optional packages
+    try:
+        program()
+    except OpenMMDiffusionError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a read-only folder
+        name = f" {error.filename}" if error.filename else ""
+        print(f"Error: cannot read or write{name}: {error.strerror or error}; check path, rights and space", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was finished is kept, --resume goes on with it.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # without waiting for the threads of libraries
+    return 0
+
+
+def use_one_thread() -> None:
+    """Let torch compute on one thread: networks this small gain nothing from more, and lose where cores are busy."""
+    import torch
+
+    torch.set_num_threads(1)
