@@ -19,15 +19,23 @@ MODELS = {"obc": "alanine-dipeptide-torsion", "vacuum": "alanine-dipeptide-torsi
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vacuum", action="store_true", help="openmmtools' AlanineDipeptideVacuum (amber96) instead of OBC")
+    parser.add_argument(
+        "--vacuum", action="store_true", help="openmmtools' AlanineDipeptideVacuum (amber96) instead of OBC"
+    )
     parser.add_argument("--iterations", type=int, default=20_000, help="moves (default: %(default)s)")
     parser.add_argument("--n-candidates", type=int, default=8, help="candidates a move (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("results/alanine"), help="folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/alanine"), help="folder to write (default: %(default)s)"
+    )
     parser.add_argument("--model", help="name or path of a model (default: the shipped one for the solvent)")
-    parser.add_argument("--md-steps", type=int, default=250, help="Langevin steps of 4 fs after a move (default: %(default)s)")
+    parser.add_argument(
+        "--md-steps", type=int, default=250, help="Langevin steps of 4 fs after a move (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of moves and dynamics (default: %(default)s)")
     parser.add_argument("--platform", help="OpenMM platform (default: the fastest one, measured)")
-    parser.add_argument("--limit-frames", type=int, default=200, help="frames for the limit of the true marginal; 0 for none")
+    parser.add_argument(
+        "--limit-frames", type=int, default=200, help="frames for the limit of the true marginal; 0 for none"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -50,9 +58,7 @@ def run(options: argparse.Namespace) -> None:
     solvent = "vacuum" if options.vacuum else "obc"
     molecule = alanine_dipeptide(solvent)
     model = options.model or MODELS[solvent]
-    move = DiffusionMove.from_pretrained(
-        model, molecule.topology, n_candidates=options.n_candidates, seed=options.seed
-    )
+    move = DiffusionMove.from_pretrained(model, molecule.topology, n_candidates=options.n_candidates, seed=options.seed)
     folder = prepare_folder(options.output, overwrite=options.overwrite, resume=options.resume)
     checkpoint = folder / "checkpoint.npz"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 NAMES = {"obc": "alanine-dipeptide-torsion", "vacuum": "alanine-dipeptide-torsion-vacuum"}
 STAGES = (
     ("md/simulation.json", "simulate --output md --system alanine-dipeptide-{solvent} --resume"),
-    ("torsions.npz", "prepare torsion --trajectory md/trajectory.dcd --topology md/topology.pdb --weights md/weights.npz "
-                     "--output torsions.npz"),
+    ("torsions.npz", "prepare torsion --trajectory md/trajectory.dcd --topology md/topology.pdb "
+                     "--weights md/weights.npz --output torsions.npz"),
     ("model/model.json", "train torsion --data torsions.npz --output model --resume"),
 )  # fmt: skip
 
@@ -36,7 +36,9 @@ def main() -> None:
             command = command.format(solvent=solvent)
             print(f"{folder}$ openmm-diffusion {command}", flush=True)
             if not (folder / result).exists():
-                subprocess.run([sys.executable, "-m", "openmm_diffusion", *shlex.split(command)], cwd=folder, check=True)
+                subprocess.run(
+                    [sys.executable, "-m", "openmm_diffusion", *shlex.split(command)], cwd=folder, check=True
+                )
         if options.install:
             install(folder / "model", NAMES[solvent])
 

@@ -11,7 +11,9 @@ from openmm_diffusion.models import TorsionNetwork, TorsionNetworkConfig
 SHAPES = [(1, 16, 1, 1), (2, 32, 3, 4), (5, 24, 2, 3)]
 
 
-def network(n_torsions: int = 2, hidden: int = 32, layers: int = 3, harmonics: int = 4, seed: int = 0) -> TorsionNetwork:
+def network(
+    n_torsions: int = 2, hidden: int = 32, layers: int = 3, harmonics: int = 4, seed: int = 0
+) -> TorsionNetwork:
     config = TorsionNetworkConfig(n_torsions, hidden, layers, harmonics)
     return TorsionNetwork(config, seed).double().requires_grad_(False)
 

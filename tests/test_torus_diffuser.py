@@ -83,7 +83,9 @@ def test_noised_torsions_follow_the_density(t: float) -> None:
     """Samples of the forward marginal pass Kolmogorov-Smirnov against the wrapped normal; 10 % more noise fails."""
     diffuser, n = TorusDiffuser(), 40_000
     tau_0 = torch.full((n, 1), 2.9, dtype=torch.float64)
-    noised, _ = diffuser.forward_marginal(tau_0, torch.full((n,), t, dtype=torch.float64), torch.Generator().manual_seed(7))
+    noised, _ = diffuser.forward_marginal(
+        tau_0, torch.full((n,), t, dtype=torch.float64), torch.Generator().manual_seed(7)
+    )
     assert (noised >= -math.pi).all() and (noised < math.pi).all()
     displacement = np.mod((noised - tau_0).numpy().ravel() + math.pi, TWO_PI) - math.pi
     sigma = float(diffuser.sigma(torch.tensor(t)))
@@ -133,7 +135,9 @@ def test_noise_levels_run_geometrically_between_their_ends() -> None:
     assert diffuser.log_base(3) == pytest.approx(-3 * math.log(TWO_PI))
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 3.0), (-0.1, 3.0), (3.0, 3.0), (4.0, 3.0), (math.nan, 3.0), (0.1, math.nan), (0.1, 1.9)])
+@pytest.mark.parametrize(
+    "low, high", [(0.0, 3.0), (-0.1, 3.0), (3.0, 3.0), (4.0, 3.0), (math.nan, 3.0), (0.1, math.nan), (0.1, 1.9)]
+)
 def test_impossible_noise_is_refused(low: float, high: float) -> None:
     """Noise ranges that are empty, negative, NaN, or leave the torus uncovered raise SettingError with the value."""
     with pytest.raises(SettingError, match=str(high)):

@@ -35,7 +35,8 @@ class WrappedMixture:
     def _components(self, tau: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(weight x density) [..., n, M] of each component, its slopes and curvatures [..., n, M, T]."""
         variance = self.widths**2 + sigma[..., None, None, None] ** 2
-        images = TWO_PI * torch.arange(-9, 10, dtype=tau.dtype)
+        reach = math.ceil(1.5 * float(variance.max()) ** 0.5) + 1  # beyond it images weigh less than 1e-17
+        images = TWO_PI * torch.arange(-reach, reach + 1, dtype=tau.dtype)
         x = (tau[..., None, :] - self.centres + math.pi) % TWO_PI - math.pi
         shifted = x[..., None] + images
         exponent = -(shifted**2) / (2 * variance[..., None])

@@ -66,7 +66,9 @@ def _train_torsion(settings: Any, **switches: bool) -> None:
 
     model = train_torsion(settings, **switches)
     metrics = model.card["metrics"]
-    typer.echo(f"held-out negative log likelihood {metrics['held_out_nll']:.4f} (uniform: {metrics['uniform_nll']:.4f})")
+    typer.echo(
+        f"held-out negative log likelihood {metrics['held_out_nll']:.4f} (uniform: {metrics['uniform_nll']:.4f})"
+    )
     _tree(
         settings.output,
         {
@@ -160,7 +162,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,7 @@ def settings_command(
         run(cls.build(given, config), **switches)
 
     parameters = [_option(name, field.annotation, field) for name, field in cls.model_fields.items()]
-    parameters.append(_parameter("config", Optional[Path], None, "YAML file with these settings; options go first"))  # noqa: UP045
+    parameters.append(_parameter("config", Path | None, None, "YAML file with these settings; options go first"))
     switches = [name for name in _SWITCHES if resumable or name != "resume"]
     parameters += [_parameter(name, *_SWITCHES[name]) for name in switches]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -65,7 +65,7 @@ def _option(name: str, annotation: Any, field: Any) -> inspect.Parameter:
     elif field.is_required():
         described += " (required)"
     # Not given means None here, so that a value from --config is not overridden by a default.
-    return _parameter(name, Optional[annotation], None, described)
+    return _parameter(name, annotation | None, None, described)
 
 
 def _parameter(name: str, annotation: Any, default: Any, help: str) -> inspect.Parameter:

@@ -36,7 +36,9 @@ class TorsionDataset:
         if not np.isfinite(self.torsions).all():
             raise TrajectoryError("some torsions are NaN; expected finite positions, check the trajectory")
         if not (np.isfinite(self.weights).all() and (self.weights >= 0).all() and self.weights.sum() > 0):
-            raise TrajectoryError("the weights have to be finite, not negative, and not all zero; check the weights file")
+            raise TrajectoryError(
+                "the weights have to be finite, not negative, and not all zero; check the weights file"
+            )
         object.__setattr__(self, "weights", self.weights / self.weights.sum())
 
     def __len__(self) -> int:

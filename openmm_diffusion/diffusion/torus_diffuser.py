@@ -25,7 +25,9 @@ class TorusDiffuser:
 
     def __init__(self, min_sigma: float = 0.05, max_sigma: float = math.pi) -> None:
         if not 0.0 < min_sigma < max_sigma:
-            raise SettingError(f"min_sigma, max_sigma are {min_sigma}, {max_sigma}; expected 0 < min_sigma < max_sigma (rad)")
+            raise SettingError(
+                f"min_sigma, max_sigma are {min_sigma}, {max_sigma}; expected 0 < min_sigma < max_sigma (rad)"
+            )
         if max_sigma < 2.0:
             raise SettingError(f"max_sigma is {max_sigma}; expected at least 2 rad, where the noise covers the torus")
         self.min_sigma = min_sigma

@@ -77,10 +77,14 @@ def metropolis_step(
     """
     started = time.perf_counter()
     if not np.isfinite(positions).all():
-        raise StateError("the present positions are NaN or infinite; start from a valid structure, or minimise it first")
+        raise StateError(
+            "the present positions are NaN or infinite; start from a valid structure, or minimise it first"
+        )
     u_present = beta * _energy(context, positions)
     if not math.isfinite(u_present):
-        raise StateError(f"the present potential energy is {u_present} kT; resolve the clash, for instance by minimising")
+        raise StateError(
+            f"the present potential energy is {u_present} kT; resolve the clash, for instance by minimising"
+        )
     energy_s, mark = _lap(started)
     candidates = proposal.propose(positions, n_candidates, rng)
     network_s, mark = _lap(mark)

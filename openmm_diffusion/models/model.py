@@ -53,7 +53,9 @@ class Model:
         return digest.hexdigest()
 
 
-def create(kind: str, topology: Any, seed: int = 0, *, torsions: tuple[str, ...] = DEFAULT_KINDS, **config: Any) -> Model:
+def create(
+    kind: str, topology: Any, seed: int = 0, *, torsions: tuple[str, ...] = DEFAULT_KINDS, **config: Any
+) -> Model:
     """An untrained model: random weights, the last layer not zero, so that it is a map with a density of its own.
 
     Parameters
@@ -83,7 +85,8 @@ def from_recipe(recipe: dict[str, Any]) -> Model:
 
 def configuration(network: nn.Module) -> dict[str, Any]:
     """The configuration that a network was built from, as plain values."""
-    return dict(network.config.to_dict())  # type: ignore[operator, union-attr]
+    config: Any = network.config
+    return dict(config.to_dict())
 
 
 def _torsion_network(molecule: MoleculeDescription, config: dict[str, Any], seed: int) -> nn.Module:
@@ -92,7 +95,9 @@ def _torsion_network(molecule: MoleculeDescription, config: dict[str, Any], seed
         return TorsionNetwork(TorsionNetworkConfig(len(molecule.torsions), **options), seed)
     except TypeError as error:
         known = ", ".join(TorsionNetworkConfig.__dataclass_fields__)
-        raise SettingError(f"the configuration {sorted(config)} is not that of a torsion network; known: {known}") from error
+        raise SettingError(
+            f"the configuration {sorted(config)} is not that of a torsion network; known: {known}"
+        ) from error
 
 
 _BUILDERS: dict[str, Callable[[MoleculeDescription, dict[str, Any], int], nn.Module]] = {"torsion": _torsion_network}
@@ -104,7 +109,9 @@ def _builder(kind: str) -> Callable[[MoleculeDescription, dict[str, Any], int], 
     return _BUILDERS[kind]
 
 
-def build(kind: str, molecule: MoleculeDescription, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> nn.Module:
+def build(
+    kind: str, molecule: MoleculeDescription, config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> nn.Module:
     """A network of the architecture given with the weights given; raises ValueError where they do not fit."""
     network = _builder(kind)(molecule, config, 0)
     try:

@@ -80,7 +80,9 @@ def resolve(source: dict[str, Any], sha256: str) -> Model:
             "openmm_diffusion.models.save and make the move from that file"
         )
     if model.sha256() != sha256:
-        raise ModelFileError(f"the model {source} has changed since the move was stored; expected sha256 {sha256[:12]}...")
+        raise ModelFileError(
+            f"the model {source} has changed since the move was stored; expected sha256 {sha256[:12]}..."
+        )
     return remember(model)[0]
 
 
@@ -136,8 +138,12 @@ def _read(path: Path, source: dict[str, Any]) -> Model:
 
 def _locate(path: Path) -> Path:
     if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
-        raise ModelFileError(f"{path.name} is a pickle, which is never loaded; give the .safetensors file of the training")
-    candidates = [path] if path.suffix == ".safetensors" else [_with_suffix(path, ".safetensors"), path / "model.safetensors"]
+        raise ModelFileError(
+            f"{path.name} is a pickle, which is never loaded; give the .safetensors file of the training"
+        )
+    candidates = (
+        [path] if path.suffix == ".safetensors" else [_with_suffix(path, ".safetensors"), path / "model.safetensors"]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -148,7 +154,7 @@ def _locate(path: Path) -> Path:
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
-    return path if path.suffix == suffix else path.with_name(path.name + suffix)
+    return path if path.suffix == suffix else path.parent / (path.name + suffix)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,9 +67,10 @@ class TorsionNetwork(nn.Module):
         super().__init__()
         self.config = config
         width, n_features = config.hidden_size, 2 * config.n_harmonics * config.n_torsions
-        self.noise = nn.Sequential(nn.Linear(_NOISE_FEATURES, width), nn.SiLU(), nn.Linear(width, config.n_layers * 2 * width))
+        modulation = nn.Linear(width, config.n_layers * 2 * width)
+        self.noise = nn.Sequential(nn.Linear(_NOISE_FEATURES, width), nn.SiLU(), modulation)
         sizes = [n_features] + [width] * config.n_layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.output = nn.Linear(width, config.n_torsions)
         harmonics = torch.arange(1, config.n_harmonics + 1, dtype=torch.float64)
         self.register_buffer("_harmonics", harmonics.float(), persistent=False)
@@ -79,6 +81,10 @@ class TorsionNetwork(nn.Module):
         self.register_buffer("_centres", torch.linspace(low, high, _NOISE_FEATURES), persistent=False)
         self._tabulate_scale(config)
         self._initialise(torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            modulation.weight.mul_(0.3)
+            # Not zero: an untrained model has to be a map with a density of its own.
+            self.output.weight.mul_(0.8)
 
     def _initialise(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -86,9 +92,6 @@ class TorsionNetwork(nn.Module):
                 if isinstance(layer, nn.Linear):
                     layer.weight.normal_(0.0, math.sqrt(2.0 / layer.in_features), generator=generator)
                     layer.bias.normal_(0.0, 0.1, generator=generator)
-            self.noise[-1].weight.mul_(0.3)
-            # Not zero: an untrained model has to be a map with a density of its own.
-            self.output.weight.mul_(0.5)
 
     def _tabulate_scale(self, config: TorsionNetworkConfig) -> None:
         """log of the output scale on a fine grid of log sigma; linear interpolation of it defines the network."""
@@ -104,7 +107,7 @@ class TorsionNetwork(nn.Module):
         modulation, scale = self._modulation(sigma)
         angles = tau[..., None] * self._harmonics
         x = torch.cat([torch.sin(angles), torch.cos(angles)], -1).flatten(-2)
-        for index, layer in enumerate(self.hidden):
+        for index, layer in enumerate(self._layers()):
             x = nn.functional.silu(layer(x) * (1 + modulation[..., index, 0, :]) + modulation[..., index, 1, :])
         return self.output(x) * scale[..., None]
 
@@ -112,7 +115,7 @@ class TorsionNetwork(nn.Module):
         """The network at fixed noise levels sigma [...]; computed once for a grid, then used at every step."""
         modulation, scale = self._modulation(sigma)
         weights, biases = [], []
-        for index, layer in enumerate(self.hidden):
+        for index, layer in enumerate(self._layers()):
             gain = 1 + modulation[..., index, 0, :]
             weights.append(layer.weight.T * gain[..., None, :])
             biases.append((layer.bias * gain + modulation[..., index, 1, :])[..., None, :])
@@ -147,6 +150,9 @@ class TorsionNetwork(nn.Module):
             x = _activate(y[..., 0, :], bias, y[..., 1:, :])
         y = (x.flatten(-3, -2) @ condition.weights[-1]).unflatten(-2, x.shape[-3:-1])
         return y[..., 0, :] + condition.biases[-1], y[..., 1:, :].transpose(-1, -2)
+
+    def _layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
 
     def _modulation(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and shift of every layer [..., layers, 2, hidden], and the scale of the output [...]."""

@@ -22,7 +22,14 @@ _SAME_RESIDUE = {
     "NHE": "NH2",
 }
 
-_CHARMM_CAPS = {"CAY": (-1, "CH3"), "CY": (-1, "C"), "OY": (-1, "O"), "NT": (1, "N"), "HNT": (1, "H"), "CAT": (1, "CH3")}
+_CHARMM_CAPS = {
+    "CAY": (-1, "CH3"),
+    "CY": (-1, "C"),
+    "OY": (-1, "O"),
+    "NT": (1, "N"),
+    "HNT": (1, "H"),
+    "CAT": (1, "CH3"),
+}
 Key = tuple[int, int]  # residue index, and -1 / 0 / 1 for a cap before it, itself, a cap after it
 
 
@@ -90,8 +97,8 @@ def find_chains(topology: Any) -> list[Chain]:
         names = sorted({residue.name for residue in residues.values()})
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise MoleculeError(
-            f"the topology has no peptide backbone (residues: {shown or 'none'}): expected at least two residues or caps "
-            "with a C-N bond between them; add bonds (openmm's Topology.createStandardBonds) or choose another molecule"
+            f"the topology has no peptide backbone (residues: {shown or 'none'}): expected at least two residues or "
+            "caps with a C-N bond between them; add bonds (Topology.createStandardBonds) or choose another molecule"
         )
     starts = [i for i in sorted(residues) if i in following and i not in set(following.values())]
     rings = _rings(following, starts)

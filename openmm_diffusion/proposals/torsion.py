@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..diffusion.torus_diffuser import TorusDiffuser
 from ..errors import ModelError, SettingError
-from ..models import Model, store
+from ..models import Model, TorsionNetwork, store
 from ..molecule import BackboneTorsions
 from ..peptide import find_chains
 from ..sampling.flow import FlowSample, TorusFlow, geometric_grid
@@ -64,16 +64,18 @@ class TorsionProposal:
         pool_size: int = 1024,
         device: str | None = None,
     ) -> None:
-        if model.kind != "torsion":
-            raise ModelError(f"the model is of kind {model.kind!r}; a TorsionProposal takes a torsion model")
         sequences = tuple(chain.sequence for chain in find_chains(topology))
         if sequences != model.molecule.sequences:
             here = " + ".join("-".join(sequence) for sequence in sequences)
-            raise ModelError(f"the model is for {model.molecule}, the topology holds {here}; train or load a model for it")
+            raise ModelError(
+                f"the model is for {model.molecule}, the topology holds {here}; train or load a model for it"
+            )
         known = BackboneTorsions(topology)
         missing = [label for label in model.molecule.torsions if label not in known.labels]
         if missing:
-            raise ModelError(f"the model moves {', '.join(missing)}, which this topology cannot turn; use another model")
+            raise ModelError(
+                f"the model moves {', '.join(missing)}, which this topology cannot turn; use another model"
+            )
         kinds = dict(zip(known.labels, known.kinds, strict=True))
         labels = [label for label in model.molecule.torsions if torsions is None or kinds[label] in torsions]
         if not labels or (torsions is not None and set(torsions) - set(kinds.values())):
@@ -84,7 +86,12 @@ class TorsionProposal:
         self._setup(model, BackboneTorsions(topology, labels=labels), n_diffusion_steps, pool_size, device)
 
     def _setup(
-        self, model: Model, torsions: BackboneTorsions, n_diffusion_steps: int | None, pool_size: int, device: str | None
+        self,
+        model: Model,
+        torsions: BackboneTorsions,
+        n_diffusion_steps: int | None,
+        pool_size: int,
+        device: str | None,
     ) -> None:
         if pool_size < 1:
             raise SettingError(f"pool_size is {pool_size}; expected at least 1")
@@ -95,7 +102,9 @@ class TorsionProposal:
         self._requested_device = device
         self._device = choose_device(device)
         network = store.evaluation_network(self._sha256, self._device)
-        config = self.model.network.config
+        if not isinstance(network, TorsionNetwork):
+            raise ModelError(f"the model is of kind {model.kind!r}; a TorsionProposal takes a torsion model")
+        config = network.config
         grid = geometric_grid(config.min_sigma, config.max_sigma, self.n_diffusion_steps)
         self._flow = TorusFlow(network, grid.to(self._device))
         labels = model.molecule.torsions
@@ -130,8 +139,10 @@ class TorsionProposal:
             reversible=reversible,
         )
 
-    def draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """n fresh draws of the model: all its torsions [n, T], their log density [n], and which of them have one [n]."""
+    def draw(
+        self, n: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """n fresh draws of the model: all its torsions [n, T], their log density [n], which of them have one [n]."""
         sample = self._flow.sample(self._base(n, rng))
         valid = sample.valid & self._flow.is_path(sample.path)
         return sample.tau.cpu().numpy(), sample.log_q.cpu().numpy(), valid.cpu().numpy()
@@ -253,4 +264,3 @@ def choose_device(name: str | None) -> torch.device:
     if name is None:
         logger.info("the network runs on %s", device)
     return device
-

@@ -175,7 +175,7 @@ class TorusFlow:
         k, n, t = residual.shape
         identity = _identity(residual)
         matrix = residual.new_zeros(n, k, t, k, t)
-        # The residual of step i depends on its upper end, unknown i, and its lower end, unknown i + 1 (tau for the last).
+        # The residual of step i depends on its upper end, unknown i, and its lower end, unknown i + 1 (or tau).
         matrix.diagonal(dim1=1, dim2=3).copy_((-identity - scaled).permute(1, 2, 3, 0))
         matrix.diagonal(1, dim1=1, dim2=3).copy_((identity - scaled[:-1]).permute(1, 2, 3, 0))
         change = torch.linalg.solve_ex(matrix.reshape(n, k * t, k * t), residual.transpose(0, 1).reshape(n, k * t))[0]

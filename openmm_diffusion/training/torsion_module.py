@@ -20,6 +20,8 @@ class TorsionModule(lightning.LightningModule):
     Logs `train_loss` and `val_loss`; validation uses the same noise levels and the same noise every time.
     """
 
+    _scaling: Tensor
+
     def __init__(self, network: TorsionNetwork, *, lr: float = 2e-3, n_steps: int = 10_000, seed: int = 0) -> None:
         super().__init__()
         self.network = network
@@ -43,7 +45,7 @@ class TorsionModule(lightning.LightningModule):
         t = torch.linspace(0.0, 1.0, len(batch), device=batch.device)
         self.log("val_loss", self._loss(batch, t, noise), prog_bar=True, batch_size=len(batch))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with a short warm-up and a cosine decay over the whole training."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self._lr, weight_decay=1e-4)
         warm_up = max(1, min(500, self._n_steps // 20))

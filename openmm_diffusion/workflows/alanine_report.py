@@ -89,9 +89,15 @@ def table(summary: dict[str, Any]) -> str:
         reference = with_error("delta_f_reference_kT", "delta_f_reference_error_kT")
     rows = [
         ("moves", f"{summary['iterations']} of {summary['n_candidates']} candidates, {summary['model']}"),
-        ("accepted", f"{number('acceptance', '{:.1%}')}  (limit of the true marginal {number('acceptance_limit', '{:.1%}')})"),
+        (
+            "accepted",
+            f"{number('acceptance', '{:.1%}')}  (limit of the true marginal {number('acceptance_limit', '{:.1%}')})",
+        ),
         ("basin changes", f"{summary['basin_changes']}, {number('basin_changes_per_s', '{:.2f}')} a second"),
-        ("plain MD, all cores", f"{with_error('md_basin_changes_per_s', 'md_basin_changes_per_s_error', '{:.2g}')} a second"),
+        (
+            "plain MD, all cores",
+            f"{with_error('md_basin_changes_per_s', 'md_basin_changes_per_s_error', '{:.2g}')} a second",
+        ),
         ("ratio", speed_up),
         ("eta", f"{number('eta', '{:.2f}')}  (exact conditional {number('eta_oracle', '{:.2f}')})"),
         ("Delta F(R - L) / kT", f"{with_error('delta_f_kT', 'delta_f_error_kT')}  (reference {reference})"),
@@ -133,7 +139,10 @@ def draw(arrays: dict[str, NDArray[Any]], folder: Path) -> None:
     finite = {name: values[np.isfinite(values)] for name, values in terms.items()}
     plots.save(plots.log_alpha_terms(finite), folder / "acceptance.png")
     n_lags = min(200, len(phi) // 4)
-    curves = {"cos phi": mixing.autocorrelation(np.cos(phi), n_lags), "cos psi": mixing.autocorrelation(np.cos(psi), n_lags)}
+    curves = {
+        "cos phi": mixing.autocorrelation(np.cos(phi), n_lags),
+        "cos psi": mixing.autocorrelation(np.cos(psi), n_lags),
+    }
     in_r = mixing.in_basin_r(phi)
     if in_r.any() and not in_r.all():
         curves["in R"] = mixing.autocorrelation(in_r.astype(float), n_lags)

@@ -91,7 +91,7 @@ def marginal_limits(
 def grid_energies(
     molecule: MolecularSystem, frames: NDArray[np.float64], platform: openmm.Platform, bins: int = 36
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Reduced potentials [frames, bins^2] with (phi, psi) set to the points [bins^2, 2] of a grid (bin centres, rad)."""
+    """Reduced potentials [frames, bins^2] with (phi, psi) set to the points [bins^2, 2] (rad) of a grid."""
     torsions = BackboneTorsions(molecule.topology, ("phi", "psi"))
     centres = -math.pi + (np.arange(bins) + 0.5) * 2 * math.pi / bins
     grid = np.stack(np.meshgrid(centres, centres, indexing="ij"), -1).reshape(-1, 2)

@@ -19,7 +19,10 @@ def run_program(program: Callable[[], None]) -> int:
         return 1
     except OSError as error:  # a full disk, a read-only folder
         name = f" {error.filename}" if error.filename else ""
-        print(f"Error: cannot read or write{name}: {error.strerror or error}; check path, rights and space", file=sys.stderr)
+        print(
+            f"Error: cannot read or write{name}: {error.strerror or error}; check path, rights and space",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted; what was finished is kept, --resume goes on with it.", file=sys.stderr)

@@ -117,7 +117,7 @@ class ExactnessResult:
 
     @property
     def is_informative(self) -> bool:
-        """At least 500 accepted moves, 300 independent chains, and log q that varies: a uniform proposal proves nothing."""
+        """At least 500 accepted moves, 300 independent chains, a log q that varies: a uniform one proves nothing."""
         return self.n_accepted >= 500 and self.n_chains >= 300 and self.sd_log_q >= 0.5
 
     def is_exact(self, z: float = 4.0, p: float = 1e-4) -> bool:
@@ -170,7 +170,7 @@ def compare(
 
 
 def chi_squared_p(tau: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """p value of chi-squared on the cells of `expected` [bins, bins]; cells that expect fewer than 5 are put together."""
+    """p value of chi-squared on the cells of `expected` [bins, bins]; cells that expect fewer than 5 are merged."""
     bins = len(expected)
     edges = np.linspace(-math.pi, math.pi, bins + 1)
     counts, _, _ = np.histogram2d(tau[:, 0], tau[:, 1], bins=[edges, edges])

@@ -23,7 +23,7 @@ from .systems import TEMPERATURE, TIMESTEP, MolecularSystem
 logger = logging.getLogger(__name__)
 BLOCK = 500  # iterations between two checkpoints
 
-# One value an iteration; torsions are those before the move, after it, and at the end of the dynamics.
+# One value an iteration.
 _COLUMNS = (
     "accepted",
     "log_alpha",
@@ -41,7 +41,11 @@ _COLUMNS = (
 
 @dataclass
 class Series:
-    """What a chain recorded: columns [iterations] by name, torsions [iterations, T], positions [iterations, atoms, 3]."""
+    """What a chain recorded, an entry for each iteration.
+
+    `tau_before`, `tau_after` and `tau_end` are phi and psi before the move, after it, and after the dynamics;
+    `positions` those at the end.
+    """
 
     columns: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
     tau_before: list[NDArray[np.float64]] = field(default_factory=list)
@@ -54,7 +58,9 @@ class Series:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays."""
-        result: dict[str, NDArray[Any]] = {name: np.array(values, dtype=np.float64) for name, values in self.columns.items()}
+        result: dict[str, NDArray[Any]] = {
+            name: np.array(values, dtype=np.float64) for name, values in self.columns.items()
+        }
         for name in ("tau_before", "tau_after", "tau_end", "positions"):
             result[name] = np.array(getattr(self, name))
         return result
@@ -85,7 +91,13 @@ class HybridChain:
     """
 
     def __init__(
-        self, molecule: MolecularSystem, move: DiffusionMove, platform: openmm.Platform, *, md_steps: int = 250, seed: int = 0
+        self,
+        molecule: MolecularSystem,
+        move: DiffusionMove,
+        platform: openmm.Platform,
+        *,
+        md_steps: int = 250,
+        seed: int = 0,
     ) -> None:
         from openmmtools import states
 
@@ -167,17 +179,27 @@ class HybridChain:
     def save(self, path: Path) -> None:
         """Write a checkpoint in one piece: positions, velocities, counters, random generators, pool, series."""
         streams, pool = self.move.export_stream()
-        settings = {"md_steps": self.md_steps, "seed": self.seed, "system": self.molecule.name, **self._model_settings()}
-        card = {"format": _FORMAT, "settings": settings, "statistics": self.move.statistics, "stream": streams}
-        card["seconds"] = self.seconds
-        state = {
+        settings = {
+            "md_steps": self.md_steps,
+            "seed": self.seed,
+            "system": self.molecule.name,
+            **self._model_settings(),
+        }
+        card = {
+            "format": _FORMAT,
+            "settings": settings,
+            "statistics": self.move.statistics,
+            "stream": streams,
+            "seconds": self.seconds,
+        }
+        arrays: dict[str, Any] = {
             "x": in_nanometers(self.sampler_state.positions),
             "v": self.sampler_state.velocities.value_in_unit(unit.nanometer / unit.picosecond),
         }
-        arrays = {f"series_{name}": value for name, value in self.series.arrays().items()}
-        pools = {f"pool_{name}": value for name, value in pool.items()}
+        arrays |= {f"series_{name}": value for name, value in self.series.arrays().items()}
+        arrays |= {f"pool_{name}": value for name, value in pool.items()}
         with replacing(path) as aside:
-            np.savez(aside, card=np.array(json.dumps(card)), **state, **arrays, **pools)
+            np.savez(aside, card=np.array(json.dumps(card)), **arrays)
 
     def load(self, path: Path) -> None:
         """Take the chain up where `save` left it. Raises where the checkpoint is of other settings, or unreadable."""
@@ -188,8 +210,15 @@ class HybridChain:
             if card.get("format") != _FORMAT:
                 raise ValueError(f"format {card.get('format')!r}")
         except (OSError, ValueError, KeyError, EOFError) as error:
-            raise InputFileError(f"{path} is not a checkpoint of a hybrid chain ({error}); start again with --overwrite") from error
-        settings = {"md_steps": self.md_steps, "seed": self.seed, "system": self.molecule.name, **self._model_settings()}
+            raise InputFileError(
+                f"{path} is not a checkpoint of a hybrid chain ({error}); start again with --overwrite"
+            ) from error
+        settings = {
+            "md_steps": self.md_steps,
+            "seed": self.seed,
+            "system": self.molecule.name,
+            **self._model_settings(),
+        }
         different = [key for key, value in settings.items() if card["settings"].get(key) != value]
         if different:
             raise OutputError(

@@ -11,9 +11,13 @@ class SimulateSettings(Settings):
     """Settings of `openmm-diffusion simulate`."""
 
     output: Path = Field(description="folder to write")
-    system: str = Field("alanine-dipeptide-obc", description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file")
+    system: str = Field(
+        "alanine-dipeptide-obc", description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file"
+    )
     coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
-    force_field: list[str] = Field(["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for files")
+    force_field: list[str] = Field(
+        ["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for files"
+    )
     temperature: float = Field(300.0, gt=0, description="K; the temperature of the weights, and of the coldest replica")
     max_temperature: float = Field(900.0, gt=0, description="K; the temperature of the hottest replica")
     n_replicas: int = Field(6, ge=2, description="temperatures of the ladder")
@@ -34,7 +38,9 @@ class PrepareTorsionSettings(Settings):
     topology: Path = Field(description="topology file of the trajectory (PDB, mmCIF, prmtop, top, psf)")
     output: Path = Field(description="data set to write (.npz)")
     torsions: list[str] = Field(["phi", "psi"], description="kinds of torsions: phi, psi, omega")
-    weights: Path | None = Field(None, description=".npz with 'weights' of all frames in order, as 'simulate' writes it")
+    weights: Path | None = Field(
+        None, description=".npz with 'weights' of all frames in order, as 'simulate' writes it"
+    )
     stride: int = Field(1, ge=1, description="take every stride-th frame")
 
 
@@ -52,9 +58,13 @@ class TrainTorsionSettings(Settings):
     n_layers: int = Field(2, ge=1, description="hidden layers of the network")
     n_harmonics: int = Field(6, ge=1, description="harmonics of each torsion among the features")
     min_sigma: float = Field(0.05, gt=0, lt=1, description="rad; smallest noise, which is what the samples keep")
-    n_diffusion_steps: int = Field(10, ge=1, description="steps of the map from noise to data that the model is used with")
+    n_diffusion_steps: int = Field(
+        10, ge=1, description="steps of the map from noise to data that the model is used with"
+    )
     validation_share: float = Field(0.1, gt=0, lt=0.9, description="share of the frames held out")
-    accelerator: str = Field("cpu", description="Lightning accelerator: cpu, gpu, auto; a network this small is fastest on cpu")
+    accelerator: str = Field(
+        "cpu", description="Lightning accelerator: cpu, gpu, auto; a network this small is fastest on cpu"
+    )
     seed: int = Field(0, ge=0, description="seed of weights, noise, batches and split")
 
 
@@ -63,9 +73,13 @@ class GenerateTorsionSettings(Settings):
 
     output: Path = Field(description="folder to write")
     model: str = Field("alanine-dipeptide-torsion", description="name or path of a torsion model")
-    system: str = Field("alanine-dipeptide-obc", description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file")
+    system: str = Field(
+        "alanine-dipeptide-obc", description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file"
+    )
     coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
-    force_field: list[str] = Field(["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for files")
+    force_field: list[str] = Field(
+        ["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for files"
+    )
     frames: Path | None = Field(None, description="trajectory whose frames carry the torsions; short MD by default")
     weights: Path | None = Field(None, description=".npz with 'weights' of its frames, as 'simulate' writes it")
     n_frames: int = Field(100, ge=1, description="frames to take: evenly spaced, or in proportion to the weights")

@@ -25,7 +25,9 @@ def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool = 
         if overwrite:
             _empty(folder)
         elif not resume:
-            raise OutputError(f"the output folder {folder} holds results already; give --overwrite, --resume or another name")
+            raise OutputError(
+                f"the output folder {folder} holds results already; give --overwrite, --resume or another name"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,7 +81,7 @@ def write_json(path: str | Path, data: Any) -> None:
 
 
 def write_trajectory(path: str | Path, topology: Any, frames_nm: Any) -> None:
-    """Write frames [n, atoms, 3] (nm) of an OpenMM topology in the format of the suffix (dcd, xtc, h5, pdb), in one piece."""
+    """Write frames [n, atoms, 3] (nm) of an OpenMM topology, in the format of the suffix, in one piece."""
     import mdtraj
 
     with replacing(path) as aside:

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from ..data import TorsionDataset
 from ..errors import InputFileError, TrajectoryError
 from ..molecule import BackboneTorsions, check_unbroken, describe, load
-from .output import refuse_existing, replacing
 from .job_settings import PrepareTorsionSettings
+from .output import refuse_existing, replacing
 from .settings import command_line
 
 CHUNK = 2000  # frames in memory
@@ -27,7 +27,11 @@ def prepare_torsion(
 
     Raises TrajectoryError where trajectory, topology and weights do not match.
     """
-    output = settings.output if settings.output.suffix == ".npz" else settings.output.with_name(settings.output.name + ".npz")
+    output = (
+        settings.output
+        if settings.output.suffix == ".npz"
+        else settings.output.with_name(settings.output.name + ".npz")
+    )
     refuse_existing(output, overwrite=overwrite)
     topology = load(settings.topology, fix=False).topology
     torsions = BackboneTorsions(topology, settings.torsions)
@@ -75,7 +79,9 @@ def read_weights(path: Path, stride: int = 1) -> NDArray[np.float64]:
         with np.load(path, allow_pickle=False) as file:
             return np.asarray(file["weights"], dtype=np.float64)[::stride]
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputFileError(f"{path} holds no weights ({_first_line(error)}); expected an .npz with 'weights'") from error
+        raise InputFileError(
+            f"{path} holds no weights ({_first_line(error)}); expected an .npz with 'weights'"
+        ) from error
 
 
 def _source(settings: PrepareTorsionSettings, n_frames: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from ..errors import SettingError
 from ..molecule import write_pdb
-from .output import prepare_folder, replacing, write_json, write_trajectory
 from .job_settings import SimulateSettings
+from .output import prepare_folder, replacing, write_json, write_trajectory
 from .settings import command_line
 from .systems import MolecularSystem, build_system, choose_platform
 
@@ -34,19 +34,25 @@ class TemperedData:
     walker: NDArray[np.int64]
 
 
-def simulate(settings: SimulateSettings, *, overwrite: bool = False, resume: bool = False, progress: bool = True) -> Path:
+def simulate(
+    settings: SimulateSettings, *, overwrite: bool = False, resume: bool = False, progress: bool = True
+) -> Path:
     """Run the parallel tempering and write `topology.pdb`, `trajectory.dcd`, `weights.npz` and `simulation.json`.
 
     Returns the folder. Frames of every temperature are kept; their MBAR weights are those at `temperature`.
     """
     if settings.max_temperature <= settings.temperature:
-        raise SettingError(f"max_temperature is {settings.max_temperature:g}; expected more than {settings.temperature:g} K")
+        raise SettingError(
+            f"max_temperature is {settings.max_temperature:g}; expected more than {settings.temperature:g} K"
+        )
     molecule = build_system(settings)
     folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
     settings.write(folder / "settings.yaml")
     write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
     platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
-    jobs = [(settings, molecule.system, molecule.positions, platform, folder, walker) for walker in range(settings.walkers)]
+    jobs = [
+        (settings, molecule.system, molecule.positions, platform, folder, walker) for walker in range(settings.walkers)
+    ]
     if settings.walkers == 1:
         _run_walker(*jobs[0], progress)
     else:
@@ -82,7 +88,8 @@ def _run_walker(
     from openmmtools.multistate import MultiStateReporter, ParallelTemperingSampler
 
     logging.getLogger("openmmtools").setLevel(logging.WARNING)
-    np.random.seed(settings.seed * 1000 + walker)  # openmmtools draws its exchanges from the global generator
+    # openmmtools draws its exchanges from numpy's global generator.
+    np.random.seed(settings.seed * 1000 + walker)  # noqa: NPY002
     contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName(platform))
     storage = _storage(folder, walker)
     every_atom = list(range(system.getNumParticles()))
@@ -97,7 +104,9 @@ def _run_walker(
             constraint_tolerance=1e-6,
             n_restart_attempts=4,
         )
-        sampler = ParallelTemperingSampler(mcmc_moves=move, number_of_iterations=math.inf, online_analysis_interval=None)
+        sampler = ParallelTemperingSampler(
+            mcmc_moves=move, number_of_iterations=math.inf, online_analysis_interval=None
+        )
         ladder = temperatures(settings)
         start = states.SamplerState(positions * unit.nanometer)
         state = states.ThermodynamicState(system, settings.temperature * unit.kelvin)
@@ -142,7 +151,9 @@ def collect(settings: SimulateSettings, folder: Path) -> TemperedData:
     return TemperedData(np.concatenate(frames)[order], weights / weights.sum(), k, np.concatenate(walkers)[order])
 
 
-def _write(data: TemperedData, settings: SimulateSettings, molecule: MolecularSystem, folder: Path, platform: str) -> None:
+def _write(
+    data: TemperedData, settings: SimulateSettings, molecule: MolecularSystem, folder: Path, platform: str
+) -> None:
     write_trajectory(folder / "trajectory.dcd", molecule.topology, data.positions)
     with replacing(folder / "weights.npz") as aside:
         np.savez(aside, weights=data.weights, temperature_index=data.temperature_index, walker=data.walker)

@@ -18,8 +18,8 @@ from ..diffusion import TorusDiffuser
 from ..models import Model, TorsionNetwork, create, save
 from ..sampling.flow import TorusFlow, geometric_grid
 from .console import use_one_thread
-from .output import prepare_folder
 from .job_settings import TrainTorsionSettings
+from .output import prepare_folder
 from .settings import command_line
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,10 @@ def train_torsion(
             resume=resume,
         ),
     )
-    metrics = {**held_out_metrics(network, validation, settings), **_last_losses(folder)}
-    model = dataclasses.replace(untrained, card=_card(settings, data, metrics), source={})
+    curve = _losses(folder)
+    metrics = held_out_metrics(network, validation, settings)
+    metrics |= {name: curve[name][-1] for name in ("train_loss", "val_loss")}
+    model = dataclasses.replace(untrained, card={**_card(settings, data, metrics), "loss_curve": curve}, source={})
     save(model, folder / "model")
     plots.save(plots.loss_curve(folder / "metrics.csv"), folder / "loss_curve.png")
     logger.info("held-out negative log likelihood %.4f", metrics["held_out_nll"])
@@ -95,10 +97,17 @@ def _frozen_double(network: TorsionNetwork) -> TorsionNetwork:
     return copy.eval().requires_grad_(False)
 
 
-def _last_losses(folder: Path) -> dict[str, float]:
+def _losses(folder: Path, n_points: int = 60) -> dict[str, list[float]]:
+    """The loss curves of a training at its validations, thinned to columns of equal length: `loss_curve` of the card."""
     columns = read_metrics(folder / "metrics.csv")
-    finite = {key: values[np.isfinite(values)] for key, values in columns.items() if key in ("train_loss", "val_loss")}
-    return {key: float(values[-1]) for key, values in finite.items() if len(values)}
+    train, val = (np.flatnonzero(np.isfinite(columns[name])) for name in ("train_loss", "val_loss"))
+    rows = val[np.unique(np.linspace(0, len(val) - 1, n_points).astype(int))]
+    latest = train[np.clip(np.searchsorted(train, rows) - 1, 0, None)]
+    return {
+        "step": [int(value) for value in columns["step"][rows]],
+        "train_loss": [round(float(value), 5) for value in columns["train_loss"][latest]],
+        "val_loss": [round(float(value), 5) for value in columns["val_loss"][rows]],
+    }
 
 
 def _card(settings: TrainTorsionSettings, data: TorsionDataset, metrics: dict[str, Any]) -> dict[str, Any]:
