@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "numpy>=2,<2.5",
     "scipy",
     "networkx",
+    "mpiplus",
     "pymbar",
     "arviz-stats",
     "matplotlib",

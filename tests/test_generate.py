@@ -252,7 +252,7 @@ class TestCommand:
             (TrajectoryError, "atoms in the order", {"frames": tmp_path / "other.pdb"}),
             (TrajectoryError, "expected 2 finite", {"frames": short, "weights": tmp_path / "weights.npz"}),
             (SettingError, "platform 'Abacus'", {"platform": "Abacus"}),
-            (InputFileError, "", {"system": "no-such-file.pdb"}),
+            (InputFileError, "no-such-file", {"system": "no-such-file.pdb"}),
         ]
         for error, match, changes in cases:
             with pytest.raises(error, match=match) as caught:

@@ -70,16 +70,18 @@ def _leave_one_out(p: Array) -> Array:
     return (before + after) / (m - 1)
 
 
-def kish_limit(u: ArrayLike) -> float:
-    """Mean over frames of the Kish effective sample size, a candidate, of the marginal against the conditional.
+def kish_limit(u: ArrayLike, q: ArrayLike | None = None) -> float:
+    """Mean over frames of the Kish effective sample size, a candidate, of a density against the conditionals.
 
-    1 / sum_G p_i^2 / q_i, the limit of many candidates; 0 for a frame that reaches points which no other one does.
+    (sum_G p_i)^2 / sum_G p_i^2 / q over the points that q reaches, the limit of many candidates; 0 for a frame that
+    shares none with it. `q` [G] or [frames, G]; the leave-one-out marginal by default.
     """
     p = conditionals(u)
-    q = _leave_one_out(p)
-    with np.errstate(divide="ignore", over="ignore"):
-        second_moment = np.divide(p**2, q, out=np.zeros_like(p), where=p > 0.0).sum(axis=1)
-        return float(np.mean(1.0 / second_moment))
+    reference = _leave_one_out(p) if q is None else np.broadcast_to(np.asarray(q, dtype=np.float64), p.shape)
+    p = np.where(reference > 0.0, p, 0.0)
+    weights = np.divide(p, reference, out=np.zeros_like(p), where=p > 0.0)
+    first, second = p.sum(axis=1), (p * weights).sum(axis=1)
+    return float(np.mean(np.divide(first**2, second, out=np.zeros_like(first), where=second > 0.0)))
 
 
 def acceptance_limits(

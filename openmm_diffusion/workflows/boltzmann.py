@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from openmm import unit
 from tqdm.auto import tqdm
 
-from ..analysis import conditionals, kish_ess, leave_one_out, pareto_k
+from ..analysis import kish_ess, kish_limit, pareto_k
 from ..errors import SettingError, TrajectoryError
 from ..molecule import BackboneTorsions
 
@@ -188,15 +188,7 @@ def marginal_reference(
     u = np.array([potential(source.torsions.set(frame, grid)) for frame in bar])
     log_q = np.concatenate([source.log_density(part) for part in np.array_split(grid, math.ceil(len(grid) / BATCH))])
     q = np.exp(log_q) * (2.0 * math.pi / n_grid) ** 2
-    return {"kish_limit": _kish_on_grid(u, leave_one_out(u)), "kish_on_grid": _kish_on_grid(u, q)}
-
-
-def _kish_on_grid(u: Array, q: Array) -> float:
-    """Mean over frames of (sum p)^2 / sum(p^2 / q) over the points that q reaches."""
-    p = np.where(q > 0.0, conditionals(u), 0.0)
-    ratio = np.divide(p, q, out=np.zeros_like(p), where=p > 0.0)
-    first, second = p.sum(axis=1), (p * ratio).sum(axis=1)
-    return float(np.mean(np.divide(first**2, second, out=np.zeros_like(first), where=second > 0.0)))
+    return {"kish_limit": kish_limit(u), "kish_on_grid": kish_limit(u, q)}
 
 
 def _draw(

@@ -61,6 +61,12 @@ class TrainTorsionSettings(Settings):
     n_diffusion_steps: int = Field(
         10, ge=1, description="steps of the map from noise to data that the model is used with"
     )
+    flatten: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="rare basins get weights / density^flatten in training; 0 learns the data as they are",
+    )
     validation_share: float = Field(0.1, gt=0, lt=0.9, description="share of the frames held out")
     accelerator: str = Field(
         "cpu", description="Lightning accelerator: cpu, gpu, auto; a network this small is fastest on cpu"

@@ -72,16 +72,25 @@ class SystemSettings(Protocol):
 
 
 def build_system(settings: SystemSettings) -> MolecularSystem:
-    """The named alanine system, or the molecule of a file in the force field given."""
+    """The named alanine system, or the molecule of a file: in the file's own force field, or else in the one given.
+
+    Solvated boxes get particle mesh Ewald, everything else no cutoff.
+    """
     mass = settings.hydrogen_mass * unit.amu
     if settings.system in ("alanine-dipeptide-obc", "alanine-dipeptide-vacuum"):
         return alanine_dipeptide(settings.system.rsplit("-", 1)[1], mass)
     loaded = load(settings.system, settings.coordinates)
+    solvated = loaded.box_vectors is not None and any(r.name in ("HOH", "WAT") for r in loaded.topology.residues())
+    options = {
+        "nonbondedMethod": app.PME if solvated else app.NoCutoff,
+        "constraints": app.HBonds,
+        "hydrogenMass": mass,
+    }
     try:
-        force_field = app.ForceField(*settings.force_field)
-        system = force_field.createSystem(
-            loaded.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=mass
-        )
+        if loaded.system_source is not None:
+            system = loaded.system_source.create_system(**options)
+        else:
+            system = app.ForceField(*settings.force_field).createSystem(loaded.topology, **options)
     except (ValueError, OSError) as error:
         raise SettingError(f"{settings.system} does not go with {', '.join(settings.force_field)}: {error}") from error
     return MolecularSystem(Path(settings.system).stem, loaded.topology, system, loaded.positions)

@@ -51,8 +51,8 @@ def train_torsion(
     steps_per_epoch = min(500, settings.n_steps)
     fit(
         TorsionModule(network, lr=settings.lr, n_steps=settings.n_steps, seed=settings.seed),
-        WeightedBatches(train, settings.batch_size, steps_per_epoch, settings.seed + 1),
-        WeightedBatches(validation, 4096, 2, settings.seed + 2, same_every_time=True),
+        WeightedBatches(train.flattened(settings.flatten), settings.batch_size, steps_per_epoch, settings.seed + 1),
+        WeightedBatches(validation.flattened(settings.flatten), 4096, 2, settings.seed + 2, same_every_time=True),
         folder,
         FitOptions(
             n_steps=settings.n_steps,
@@ -98,7 +98,7 @@ def _frozen_double(network: TorsionNetwork) -> TorsionNetwork:
 
 
 def _losses(folder: Path, n_points: int = 60) -> dict[str, list[float]]:
-    """The loss curves of a training at its validations, thinned to columns of equal length: `loss_curve` of the card."""
+    """The loss curves of a training at its validations, thinned to columns of equal length, for the card."""
     columns = read_metrics(folder / "metrics.csv")
     train, val = (np.flatnonzero(np.isfinite(columns[name])) for name in ("train_loss", "val_loss"))
     rows = val[np.unique(np.linspace(0, len(val) - 1, n_points).astype(int))]
