@@ -159,7 +159,9 @@ def test_one_long_chain(name: str, n_candidates: int) -> None:
     sd = float(np.std(inner.draw(2000, np.random.default_rng(2))[1]))
     chain, accepted = walk(inner, goal, n_candidates)
     ess, distance, quantile = judge(chain, goal)
-    print(f"\n{name}, {n_candidates}: {accepted} accepted, sd {sd:.2f}, ESS {ess:.0f}, TV {distance:.3f}, {quantile:.3f}")
+    print(
+        f"\n{name}, {n_candidates}: {accepted} accepted, sd {sd:.2f}, ESS {ess:.0f}, TV {distance:.3f}, {quantile:.3f}"
+    )
     assert accepted >= 500
     assert ess >= 300
     assert sd >= 0.5

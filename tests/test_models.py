@@ -108,7 +108,7 @@ def test_every_shipped_model_loads() -> None:
 
 
 def test_any_changed_weight_changes_the_fingerprint() -> None:
-    """Moving one number of any tensor by one unit in the last place changes sha256; so do molecule and configuration."""
+    """One unit in the last place of any tensor changes sha256; so do molecule and configuration."""
     model = make()
     reference = model.sha256()
     assert make().sha256() == reference

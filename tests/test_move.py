@@ -148,7 +148,7 @@ def test_round_trips_keep_the_move(kind: str, alanine: Any, thermodynamic_state:
 
 @pytest.mark.parametrize("kind", ["diffusion", "proposal"])
 def test_state_is_small_and_plain(kind: str, alanine: Any, thermodynamic_state: Any, contexts: Any) -> None:
-    """The state holds builtins only, no weights and no pool: below 5 kB before and after use, a fresh dict each time."""
+    """The state holds builtins only, no weights, no pool: below 5 kB before and after use, fresh each time."""
     move: Any = diffusion_move(alanine) if kind == "diffusion" else ProposalMove(Shift())
     sizes = []
     for _ in range(2):
@@ -272,21 +272,22 @@ sampler = states.SamplerState(t.positions)
 contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName("Reference"))
 model = models.create("torsion", t.topology, 0, hidden_size=16, n_layers=2)
 for seed in (5, 6):
-    move = DiffusionMove(model, t.topology, 8, seed, device="cpu", n_diffusion_steps=3, pool_size=64)
-    for _ in range(20):
+    move = DiffusionMove(model, t.topology, 32, seed, device="cpu", n_diffusion_steps=3, pool_size=64)
+    for _ in range(60):
         move.apply(state, sampler, context_cache=contexts)
         print(move.last.accepted, move.last.log_alpha, move.last.u_present, sampler.positions.sum())
 """
 
 
 def test_same_seed_gives_the_same_chain_in_fresh_processes() -> None:
-    """Two fresh processes with equal seeds print the same chain digit by digit; another seed gives another chain."""
+    """Two fresh processes with equal seeds print the same chain digit by digit; other seeds do not."""
     first, second = (
-        subprocess.run([sys.executable, "-c", CHAIN], capture_output=True, text=True, check=True).stdout for _ in range(2)
+        subprocess.run([sys.executable, "-c", CHAIN], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
     )
     lines = first.splitlines()
-    assert first == second and len(lines) == 40
-    assert lines[:20] != lines[20:]
+    assert first == second and len(lines) == 120
+    assert lines[:60] != lines[60:]
     assert any(line.startswith("True") for line in lines)
 
 
@@ -302,7 +303,7 @@ def constraint_errors(system: openmm.System, positions: np.ndarray, velocities: 
 
 
 def test_accepted_moves_keep_constraints(alanine: Any, contexts: Any) -> None:
-    """Over 200 accepted moves constraints drift by less than 1e-9, new velocities obey them and have the temperature."""
+    """Over 200 accepted moves constraints drift by less than 1e-9; new velocities obey them and the temperature."""
     state = states.ThermodynamicState(alanine.system, 3000 * KELVIN)
     sampler, move = start(alanine), diffusion_move(alanine, n_candidates=32)
     first, _ = constraint_errors(alanine.system, nm(sampler.positions), np.zeros((22, 3)))
@@ -366,7 +367,7 @@ def test_invalid_candidates_are_counted_on_every_platform(
 @pytest.mark.parametrize("kind", ["diffusion", "proposal"])
 @pytest.mark.parametrize("broken", ["nan", "infinite", "clash"])
 def test_impossible_starts_raise(platform: str, kind: str, broken: str, alanine: Any, thermodynamic_state: Any) -> None:
-    """A present state with NaN or infinite positions, or all atoms in one place, raises StateError and counts nothing."""
+    """A present state with NaN or infinite positions, or all atoms in one place, raises StateError, uncounted."""
     contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName(platform))
     move: Any = diffusion_move(alanine) if kind == "diffusion" else ProposalMove(Shift())
     positions = nm(alanine.positions)
@@ -415,8 +416,8 @@ def test_virtual_sites_are_recomputed(contexts: Any) -> None:
     after = nm(sampler.positions)[[site, *parents]]
     assert move.n_accepted == 1 and move.last is not None
     assert np.abs(after[1:, 0] - before[1:, 0]).min() > 0.002
-    # The host images whole molecules, so positions are compared within the water.
-    assert np.allclose(after[0] - after[1], before[0] - before[1], atol=1e-6)
+    # Compared within the water, since the host images whole molecules; the coordinates of the file are rounded.
+    assert np.allclose(after[0] - after[1], before[0] - before[1], atol=5e-5)
     energy = fresh_energy(water.system, sampler.positions, sampler.box_vectors) * unit.kilojoule_per_mole
     assert move.last.u_candidate == pytest.approx(energy / state.kT, abs=1e-4)
 
@@ -462,7 +463,7 @@ def test_subset_of_torsions_keeps_the_others(alanine: Any, contexts: Any) -> Non
 
 
 def test_runs_inside_an_mcmc_sampler(alanine: Any, thermodynamic_state: Any) -> None:
-    """MCMCSampler with SequenceMove([DiffusionMove, LangevinDynamicsMove]) runs; the move counts, MD goes on from it."""
+    """MCMCSampler with SequenceMove([DiffusionMove, LangevinDynamicsMove]) runs and counts."""
     move = mcmc.SequenceMove([diffusion_move(alanine), mcmc.LangevinDynamicsMove(n_steps=5)])
     sampler = mcmc.MCMCSampler(thermodynamic_state, start(alanine), move=move)
     sampler.run(4)
@@ -537,7 +538,7 @@ def test_wrong_numbers_of_positions_are_refused(
     short = states.SamplerState(alanine.positions[:21])
     # Once the Context is known to fit, OpenMM's own error speaks for a plain proposal.
     expected = openmm.OpenMMException if warm and kind == "proposal" else OpenMMDiffusionError
-    with pytest.raises(expected, match="21|wrong number of positions"):
+    with pytest.raises(expected, match=r"21|wrong number of positions"):
         run(move, thermodynamic_state, short, contexts)
     assert move.n_proposed == int(warm)
 

@@ -46,7 +46,7 @@ def test_score_is_slope_of_log_density(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_images_left_out_do_not_count(sigma: float) -> None:
-    """Density and score equal those of a slow twin with 121 images to 1e-12, where densities are as small as 1e-5000."""
+    """Density and score equal those of a slow twin with 121 images to 1e-12, also where densities underflow."""
     x = torch.linspace(-9.0, 9.0, 301, dtype=torch.float64, requires_grad=True)
     diffuser, width = TorusDiffuser(0.01), torch.tensor(sigma, dtype=torch.float64)
     expected = twin_log_density(x, sigma)
@@ -95,7 +95,7 @@ def test_noised_torsions_follow_the_density(t: float) -> None:
 
 
 def test_forward_marginal_returns_the_kernel_score_and_uses_its_generator_only() -> None:
-    """The score returned is that of the kernel at the noise drawn; equal seeds give equal noise, global seeds nothing."""
+    """The score returned is that of the kernel at the noise drawn; its seed alone decides the noise."""
     diffuser = TorusDiffuser()
     tau_0 = torch.rand(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 6 - 3
     t = torch.linspace(0, 1, 50, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_forward_marginal_returns_the_kernel_score_and_uses_its_generator_only()
 
 
 def test_score_scaling_is_the_root_mean_square_of_the_score() -> None:
-    """score_scaling equals adaptive quadrature of p score^2, for scalars and arrays of t, and 1 / sigma for low noise."""
+    """score_scaling equals adaptive quadrature of p score^2, for scalars and arrays; 1 / sigma for low noise."""
     diffuser = TorusDiffuser(0.02)
     t = torch.tensor([0.0, 0.3, 0.6, 0.8, 0.95, 1.0], dtype=torch.float64)
     scaling = diffuser.score_scaling(t)

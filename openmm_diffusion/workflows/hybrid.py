@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ class HybridChain:
             card = json.loads(str(arrays.pop("card")))
             if card.get("format") != _FORMAT:
                 raise ValueError(f"format {card.get('format')!r}")
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputFileError(
                 f"{path} is not a checkpoint of a hybrid chain ({error}); start again with --overwrite"
             ) from error

@@ -1,6 +1,7 @@
 """Trajectories of any format that mdtraj reads, turned into data sets."""
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def read_weights(path: Path, stride: int = 1) -> NDArray[np.float64]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return np.asarray(file["weights"], dtype=np.float64)[::stride]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputFileError(
             f"{path} holds no weights ({_first_line(error)}); expected an .npz with 'weights'"
         ) from error

@@ -63,7 +63,8 @@ def command_line(command: str, settings: Settings) -> str:
 
 
 def _sentence(error: ValidationError, cls: type[BaseModel]) -> str:
-    first = error.errors()[0]
+    # A misspelt key explains a missing one, so it comes first.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {key!r}; expected one of {', '.join(cls.model_fields)}"

@@ -46,10 +46,10 @@ def simulate(
             f"max_temperature is {settings.max_temperature:g}; expected more than {settings.temperature:g} K"
         )
     molecule = build_system(settings)
+    platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
     folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
     settings.write(folder / "settings.yaml")
     write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
-    platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
     jobs = [
         (settings, molecule.system, molecule.positions, platform, folder, walker) for walker in range(settings.walkers)
     ]
