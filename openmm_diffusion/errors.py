@@ -29,6 +29,10 @@ class TrajectoryError(OpenMMDiffusionError, ValueError):
     """A trajectory or data set does not match what it is used with."""
 
 
+class TrainingError(OpenMMDiffusionError, RuntimeError):
+    """A training cannot go on: its loss is NaN, or it was interrupted."""
+
+
 class SettingError(OpenMMDiffusionError, ValueError):
     """A setting is outside its range or unknown."""
 

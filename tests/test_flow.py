@@ -235,11 +235,6 @@ def test_scores_do_not_depend_on_the_guess(n_torsions: int, n_steps: int) -> Non
     assert lost == 0 and worst < 1e-9
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="solve() may return another, unverifiable branch although the point has a verified path: whether a present "
-    "state is scorable then depends on the pool, which detailed balance does not allow",
-)
 @pytest.mark.parametrize("n_torsions, n_steps, scale", [(1, 1, 4.0), (1, 3, FOLDING), (2, 1, FOLDING)])
 def test_folding_map_is_scorable_from_every_guess(n_torsions: int, n_steps: int, scale: float) -> None:
     """A torsion with a verified path is scorable whatever path the solver starts from, also where the map folds."""

@@ -124,7 +124,6 @@ def test_training_resumes(tmp_path: Path) -> None:
     assert new >= N_STEPS - 1 and after[new] < before[min(before)]
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning's CSVLogger deletes the metrics.csv of the first part on resume")
 def test_resumed_training_appends_to_its_metrics(tmp_path: Path) -> None:
     """The metrics of the first part are still there after resuming."""
     train(tmp_path, 100)
@@ -146,7 +145,6 @@ def test_resumed_training_draws_new_noise(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(5, generator=again._noise), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="fit() trains on with NaN weights and returns as if nothing had happened")
 def test_nan_loss_stops_the_training(tmp_path: Path) -> None:
     """A network that turns NaN stops the training with an error of the package, as fit() promises."""
     module = TorsionModule(network(), n_steps=20)

@@ -42,7 +42,7 @@ class Model:
     @property
     def n_diffusion_steps(self) -> int:
         """Steps of the map from noise to data, unless a move asks for another number."""
-        return int(self.card.get("sampling", {}).get("n_diffusion_steps", 12))
+        return int(self.card.get("sampling", {}).get("n_diffusion_steps", 8))
 
     def sha256(self) -> str:
         """Fingerprint of the architecture, the molecule and every weight."""

@@ -36,16 +36,18 @@ class TorsionNetworkConfig:
 
 @dataclass(frozen=True)
 class Condition:
-    """The network at fixed noise levels [...]: its layers with the modulation multiplied into weights and biases.
+    """What fixed noise levels [...] do to the network.
 
-    `weights[i]` is [..., in, out], the first one [..., T, 2 H, out]; `biases[i]` is [..., 1, out].
+    `gains[i]` and `shifts[i]` [..., 1, hidden] act on the i-th hidden layer (its bias is in the shift), `scale`
+    [..., 1, 1] on the output.
     """
 
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
+    gains: tuple[Tensor, ...]
+    shifts: tuple[Tensor, ...]
+    scale: Tensor
 
     def __getitem__(self, index: Any) -> "Condition":
-        return Condition(tuple(w[index] for w in self.weights), tuple(b[index] for b in self.biases))
+        return Condition(tuple(g[index] for g in self.gains), tuple(s[index] for s in self.shifts), self.scale[index])
 
 
 class TorsionNetwork(nn.Module):
@@ -61,6 +63,7 @@ class TorsionNetwork(nn.Module):
     _harmonics: Tensor
     _frequencies: Tensor
     _phases: Tensor
+    _own: Tensor
     _centres: Tensor
 
     def __init__(self, config: TorsionNetworkConfig, seed: int = 0) -> None:
@@ -76,6 +79,7 @@ class TorsionNetwork(nn.Module):
         self.register_buffer("_harmonics", harmonics.float(), persistent=False)
         self.register_buffer("_frequencies", harmonics.repeat(4), persistent=False)
         phases = torch.tensor([0.0, 0.5, 0.5, 1.0], dtype=torch.float64) * math.pi
+        self.register_buffer("_own", torch.eye(config.n_torsions, dtype=torch.float64), persistent=False)
         self.register_buffer("_phases", phases.repeat_interleave(config.n_harmonics), persistent=False)
         low, high = math.log(config.min_sigma), math.log(config.max_sigma)
         self.register_buffer("_centres", torch.linspace(low, high, _NOISE_FEATURES), persistent=False)
@@ -112,17 +116,15 @@ class TorsionNetwork(nn.Module):
         return self.output(x) * scale[..., None]
 
     def condition(self, sigma: Tensor) -> Condition:
-        """The network at fixed noise levels sigma [...]; computed once for a grid, then used at every step."""
+        """What noise levels sigma [...] (rad) do to the network; computed once for a grid, then used at every step."""
         modulation, scale = self._modulation(sigma)
-        weights, biases = [], []
-        for index, layer in enumerate(self._layers()):
-            gain = 1 + modulation[..., index, 0, :]
-            weights.append(layer.weight.T * gain[..., None, :])
-            biases.append((layer.bias * gain + modulation[..., index, 1, :])[..., None, :])
-        weights[0] = weights[0].unflatten(-2, (self.config.n_torsions, -1))
-        weights.append(self.output.weight.T * scale[..., None, None])
-        biases.append((self.output.bias * scale[..., None])[..., None, :])
-        return Condition(tuple(weights), tuple(biases))
+        gains = tuple((1 + gain)[..., None, :] for gain in modulation[..., 0, :].unbind(-2))
+        shifts = modulation[..., 1, :].unbind(-2)
+        folded = tuple(
+            layer.bias * gain + shift[..., None, :]
+            for layer, gain, shift in zip(self._layers(), gains, shifts, strict=True)
+        )
+        return Condition(gains, folded, scale[..., None, None])
 
     def score_and_jacobian(self, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """Score and its derivatives by forward accumulation, several times faster than automatic differentiation.
@@ -138,18 +140,19 @@ class TorsionNetwork(nn.Module):
         -------
         Score [..., n, T] and its derivatives [..., n, T, T] (row: component, column: torsion).
         """
-        n, half = tau.shape[-2], 2 * self.config.n_harmonics
-        # sin and cos of each harmonic, then their slopes cos and -sin, from one call of sin: [..., T, n, 4 H].
-        waves = torch.sin(tau.transpose(-1, -2)[..., None] * self._frequencies + self._phases)
-        rows = torch.cat([waves[..., :half], waves[..., half:] * self._frequencies[:half]], -2)
-        y = rows @ condition.weights[0]  # [..., T, 2 n, hidden]: each torsion's share of the value, its tangent
-        x = _activate(y[..., :n, :].sum(-3), condition.biases[0], y[..., n:, :].transpose(-2, -3))
-        for weight, bias in zip(condition.weights[1:-1], condition.biases[1:-1], strict=True):
-            # Value and tangents of all points in one product: [..., n (1 + T), hidden].
-            y = (x.flatten(-3, -2) @ weight).unflatten(-2, x.shape[-3:-1])
-            x = _activate(y[..., 0, :], bias, y[..., 1:, :])
-        y = (x.flatten(-3, -2) @ condition.weights[-1]).unflatten(-2, x.shape[-3:-1])
-        return y[..., 0, :] + condition.biases[-1], y[..., 1:, :].transpose(-1, -2)
+        half = 2 * self.config.n_harmonics
+        # sin and cos of each harmonic, then their slopes cos and -sin, from one call of sin: [..., n, T, 4 H].
+        waves = torch.sin(tau[..., None] * self._frequencies + self._phases)
+        slopes = waves[..., half:] * self._frequencies[:half]
+        # A tangent row holds the slopes of its own torsion only; row 0 is the value: [..., n, 1 + T, T 2 H].
+        own = self._own[:, :, None] * slopes[..., None, :, :]
+        x = torch.cat([waves[..., None, :, :half], own], -3).flatten(-2)
+        for layer, gain, shift in zip(self._layers(), condition.gains, condition.shifts, strict=True):
+            # Value and tangents of all points and levels in one product.
+            x = _activate(x @ layer.weight.T, gain, shift)
+        y = x @ self.output.weight.T
+        score = (y[..., 0, :] + self.output.bias) * condition.scale
+        return score, (y[..., 1:, :] * condition.scale[..., None]).transpose(-1, -2)
 
     def _layers(self) -> list[nn.Linear]:
         return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
@@ -166,13 +169,13 @@ class TorsionNetwork(nn.Module):
         return modulation, torch.exp((1 - share) * self._scale_log[left] + share * self._scale_log[left + 1])
 
 
-def _activate(value: Tensor, bias: Tensor, tangents: Tensor) -> Tensor:
-    """SiLU of value [..., hidden] + bias and its tangents [..., T, hidden], stacked [..., 1 + T, hidden]."""
-    y = value + bias
+def _activate(linear: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """SiLU of the modulated value, row 0 of linear [..., 1 + T, hidden], and the tangents behind it."""
+    y = torch.addcmul(shift, linear[..., 0, :], gain)
     gate = torch.sigmoid(y)
     silu = y * gate
-    slope = torch.addcmul(gate + silu, silu, gate, value=-1)
-    return torch.cat([silu[..., None, :], tangents * slope[..., None, :]], -2)
+    slope = torch.addcmul(gate + silu, silu, gate, value=-1) * gain
+    return torch.cat([silu[..., None, :], linear[..., 1:, :] * slope[..., None, :]], -2)
 
 
 _NOISE_FEATURES = 12

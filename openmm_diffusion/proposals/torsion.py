@@ -15,7 +15,7 @@ from ..errors import ModelError, SettingError
 from ..models import Model, TorsionNetwork, store
 from ..molecule import BackboneTorsions
 from ..peptide import find_chains
-from ..sampling.flow import FlowSample, TorusFlow, geometric_grid
+from ..sampling.flow import FlowSample, TorusFlow, power_grid
 from ..units import TWO_PI, wrap
 from .base import Candidates
 
@@ -105,7 +105,7 @@ class TorsionProposal:
         if not isinstance(network, TorsionNetwork):
             raise ModelError(f"the model is of kind {model.kind!r}; a TorsionProposal takes a torsion model")
         config = network.config
-        grid = geometric_grid(config.min_sigma, config.max_sigma, self.n_diffusion_steps)
+        grid = power_grid(config.min_sigma, config.max_sigma, self.n_diffusion_steps)
         self._flow = TorusFlow(network, grid.to(self._device))
         labels = model.molecule.torsions
         self._moved = np.array([labels.index(label) for label in torsions.labels])
@@ -124,19 +124,12 @@ class TorsionProposal:
         if self._auxiliary is not None:
             log_q = log_q - self._auxiliary.log_density(tau)
             log_q_present = log_q_present - self._auxiliary.log_density(present_tau[None])
-        scorable = bool(present.valid[0])
-
-        def reversible(index: int) -> bool:
-            # Both paths in one batch, and only for a candidate about to be accepted: an unscorable present state
-            # has weight +inf, which rejects just as this does.
-            return bool(self._flow.is_path(torch.cat([present.path, drawn.path[:, index : index + 1]], 1)).all())
-
         return Candidates(
             positions=self.torsions.set(positions, tau[:, self._moved]),
             log_q=log_q,
-            log_q_present=np.full(n, log_q_present[0] if scorable else -np.inf),
+            log_q_present=np.full(n, log_q_present[0] if bool(present.valid[0]) else -np.inf),
             invalid=~drawn.valid.cpu().numpy(),
-            reversible=reversible,
+            reversible=lambda index: bool(self._flow.is_reversible(drawn.path[:, index : index + 1])[0]),
         )
 
     def draw(
@@ -144,7 +137,7 @@ class TorsionProposal:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """n fresh draws of the model: all its torsions [n, T], their log density [n], which of them have one [n]."""
         sample = self._flow.sample(self._base(n, rng))
-        valid = sample.valid & self._flow.is_path(sample.path)
+        valid = sample.valid & self._flow.is_reversible(sample.path)
         return sample.tau.cpu().numpy(), sample.log_q.cpu().numpy(), valid.cpu().numpy()
 
     def log_density(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -59,6 +59,18 @@ def geometric_grid(min_sigma: float, max_sigma: float, n_steps: int) -> Tensor:
     return torch.logspace(0.0, 1.0, n_steps + 1, base=min_sigma / max_sigma, dtype=torch.float64) * max_sigma
 
 
+def power_grid(min_sigma: float, max_sigma: float, n_steps: int, exponent: float = 5.0) -> Tensor:
+    """n_steps + 1 noise levels (rad, float64) from max_sigma down to min_sigma, evenly spaced in sigma^(1/exponent).
+
+    Karras et al., NeurIPS 2022, eq. 5: shorter steps at high noise than a geometric grid. Its largest step changes the
+    torsions less, so that fewer steps stay one-to-one.
+    """
+    if n_steps < 1:
+        raise SettingError(f"n_diffusion_steps is {n_steps}; expected at least 1")
+    root = 1.0 / exponent
+    return torch.linspace(max_sigma**root, min_sigma**root, n_steps + 1, dtype=torch.float64) ** exponent
+
+
 class TorusFlow:
     """The map F on T torsions for a score model and a descending grid of K + 1 noise levels.
 
@@ -98,23 +110,24 @@ class TorusFlow:
 
     @torch.no_grad()
     def solve(self, tau: Tensor, guess: Tensor | None = None) -> FlowSample:
-        """log q of torsions tau [n, T] by solving F(z) = tau; `valid` where a path was found, not yet verified.
+        """log q of torsions tau [n, T] by solving F(z) = tau; `valid` where F leads from z back to tau.
 
-        `guess` [K + 1, n, T] are paths that end nearby, to start from; the result does not depend on it, once
-        `is_path` has verified it.
+        `guess` [K + 1, n, T] are paths that end nearby, to start from. It decides how fast the path is found, not
+        which: a path that the steps of the map do not verify is replaced by the one that they lead along.
         """
-        path, jacobian, solved = self._solve_path(tau, guess)
+        path, jacobian, found = self._newton_path(tau, guess)
+        found = found & self.is_path(path)
+        if not bool(found.all()):
+            path, jacobian, found = self._climb(tau)
+            found = found & self.is_path(path)
         log_q = -tau.shape[-1] * _LOG_TWO_PI - _log_det(self._quarter[..., None] * jacobian).sum(0)
-        return FlowSample(tau, log_q, solved & torch.isfinite(log_q), path)
+        return FlowSample(tau, log_q, found & torch.isfinite(log_q), path)
 
     @torch.no_grad()
     def log_density(self, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """log q [n] of torsions tau [n, T], and which are scorable [n].
-
-        Unscorable are points where the solver fails, or where F does not lead from z back to tau.
-        """
+        """log q [n] of torsions tau [n, T], and which are scorable [n]: see `solve`."""
         solution = self.solve(tau)
-        return solution.log_q, solution.valid & self.is_path(solution.path)
+        return solution.log_q, solution.valid
 
     @torch.no_grad()
     def is_path(self, paths: Tensor) -> Tensor:
@@ -123,10 +136,17 @@ class TorusFlow:
         On such paths F and its inverse agree. Both directions of a move then use the same one-to-one region, also
         where the map folds or the solver fails: the present state's path and the accepted candidate's have to pass.
         """
-        ends = torch.cat([paths[:-1], paths[1:]])
-        other, _, converged = self._step(ends, self._both_quarters, self._both_conditions)
-        expected = torch.cat([paths[1:], paths[:-1]])
-        return (converged & ((other - expected).abs().amax(-1) < REVERSAL_TOLERANCE)).all(0)
+        ends, others = torch.cat([paths[:-1], paths[1:]]), torch.cat([paths[1:], paths[:-1]])
+        return self._leads(ends, others, self._both_quarters, self._both_conditions)
+
+    @torch.no_grad()
+    def is_reversible(self, paths: Tensor) -> Tensor:
+        """`is_path` for paths [K + 1, n, T] that `sample` made: the steps down have been done, those up are checked."""
+        return self._leads(paths[1:], paths[:-1], -self._quarter, self._condition)
+
+    def _leads(self, starts: Tensor, ends: Tensor, quarters: Tensor, conditions: Any) -> Tensor:
+        reached, _, converged = self._step(starts, quarters, conditions)
+        return (converged & ((reached - ends).abs().amax(-1) < REVERSAL_TOLERANCE)).all(0)
 
     def _patient_step(self, x: Tensor, quarter: Tensor, condition: Any) -> tuple[Tensor, Tensor, Tensor]:
         """A step of many points [n, T] at one level: the few that take long are finished by themselves."""
@@ -151,14 +171,14 @@ class TorusFlow:
             converged = residual.abs().amax(-1) < TOLERANCE
             if bool(converged.all()):
                 break
-            u = u - _bounded(torch.linalg.solve_ex(_identity(x) - quarter[..., None] * jacobian, residual)[0])
+            u = u - _bounded(_solve(_identity(x) - quarter[..., None] * jacobian, residual))
         return x + 2 * u, jacobian.contiguous(), converged
 
-    def _solve_path(self, tau: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The paths [K + 1, n, T] that end in tau, A [K, n, T, T] at their midpoints, and where they were found [n].
+    def _newton_path(self, tau: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Paths [K + 1, n, T] that end in tau, A [K, n, T, T] at their midpoints, and where the equations hold [n].
 
-        Newton's method for all steps at once: a few calls of the network instead of several for each step. Where it
-        does not converge, step after step. The caller verifies the path, so how it was found does not matter.
+        Newton's method for all steps at once: a few calls of the network instead of several for each step. Where the
+        equations have several solutions it may find another one than the steps of the map.
         """
         path = tau.expand(self.n_steps + 1, *tau.shape).clone() if guess is None else guess + (tau - guess[-1])
         for _ in range(self._max_iterations):
@@ -168,7 +188,7 @@ class TorusFlow:
             if bool(found.all()):
                 return path, jacobian, found
             path[:-1] -= _bounded(self._newton_update(self._quarter[..., None] * jacobian, residual))
-        return self._climb(tau)
+        return path, jacobian, found
 
     def _newton_update(self, scaled: Tensor, residual: Tensor) -> Tensor:
         """Solve the block bidiagonal system of all steps for the change of the points above the data end [K, n, T]."""
@@ -178,10 +198,11 @@ class TorusFlow:
         # The residual of step i depends on its upper end, unknown i, and its lower end, unknown i + 1 (or tau).
         matrix.diagonal(dim1=1, dim2=3).copy_((-identity - scaled).permute(1, 2, 3, 0))
         matrix.diagonal(1, dim1=1, dim2=3).copy_((identity - scaled[:-1]).permute(1, 2, 3, 0))
-        change = torch.linalg.solve_ex(matrix.reshape(n, k * t, k * t), residual.transpose(0, 1).reshape(n, k * t))[0]
+        change = _solve(matrix.reshape(n, k * t, k * t), residual.transpose(0, 1).reshape(n, k * t))
         return change.unflatten(-1, (k, t)).transpose(0, 1)
 
     def _climb(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, by the inverse steps of the map one after the other."""
         path, jacobians, x = [tau], [], tau
         found = torch.isfinite(tau).all(-1)
         for k in reversed(range(self.n_steps)):
@@ -194,6 +215,11 @@ class TorusFlow:
 
 def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Solutions of linear systems; a singular one gives infinities, and its point does not converge."""
+    return torch.linalg.solve_ex(matrix, vector[..., None])[0][..., 0]
 
 
 def _bounded(change: Tensor) -> Tensor:

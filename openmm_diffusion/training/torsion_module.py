@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.torus_diffuser import TorusDiffuser
+from ..errors import TrainingError
 from ..models.torsion_network import TorsionNetwork
 
 
@@ -36,6 +37,10 @@ class TorsionModule(lightning.LightningModule):
         n = len(batch)
         t = (torch.arange(n) + torch.rand(n, generator=self._noise)) / n
         loss = self._loss(batch, t.to(batch.device), self._noise)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is NaN or infinite at step {self.global_step}; use a smaller lr, or check the data"
+            )
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

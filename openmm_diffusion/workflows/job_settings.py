@@ -59,7 +59,7 @@ class TrainTorsionSettings(Settings):
     n_harmonics: int = Field(6, ge=1, description="harmonics of each torsion among the features")
     min_sigma: float = Field(0.05, gt=0, lt=1, description="rad; smallest noise, which is what the samples keep")
     n_diffusion_steps: int = Field(
-        10, ge=1, description="steps of the map from noise to data that the model is used with"
+        8, ge=1, description="steps of the map from noise to data that the model is used with"
     )
     flatten: float = Field(
         0.4,

@@ -16,7 +16,7 @@ from ..data import TorsionDataset
 from ..data.torsion_dataset import WeightedBatches
 from ..diffusion import TorusDiffuser
 from ..models import Model, TorsionNetwork, create, save
-from ..sampling.flow import TorusFlow, geometric_grid
+from ..sampling.flow import TorusFlow, power_grid
 from .console import use_one_thread
 from .job_settings import TrainTorsionSettings
 from .output import prepare_folder
@@ -81,7 +81,7 @@ def held_out_metrics(network: TorsionNetwork, data: TorsionDataset, settings: Tr
     tau = torch.as_tensor(data.torsions[rows])
     config = network.config
     double = _frozen_double(network)
-    flow = TorusFlow(double, geometric_grid(config.min_sigma, config.max_sigma, settings.n_diffusion_steps))
+    flow = TorusFlow(double, power_grid(config.min_sigma, config.max_sigma, settings.n_diffusion_steps))
     log_q, valid = flow.log_density(tau)
     return {
         "held_out_nll": float(-log_q[valid].mean()),
