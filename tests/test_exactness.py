@@ -137,16 +137,16 @@ def test_random_network_leaves_the_target_unchanged() -> None:
 @pytest.mark.parametrize("name", [TRAINED, "random"])
 @pytest.mark.parametrize("n_candidates", [1, 8])
 def test_many_moves(name: str, n_candidates: int) -> None:
-    """2048 chains, tens of moves each: exact for both networks; both controls are caught."""
-    n_moves = {(TRAINED, 1): 16, (TRAINED, 8): 8, ("random", 1): 40, ("random", 8): 24}[name, n_candidates]
-    result = check(name, n_candidates, n_chains=2048, n_moves=n_moves)
+    """1024 chains, 4 to 32 moves each: exact for both networks; both controls are caught."""
+    n_moves = {(TRAINED, 1): 8, (TRAINED, 8): 4, ("random", 1): 32, ("random", 8): 12}[name, n_candidates]
+    result = check(name, n_candidates, n_chains=1024, n_moves=n_moves)
     assert result.is_informative
     assert result.is_exact()
-    assert not check(name, n_candidates, WithoutDensity, n_chains=2048, n_moves=n_moves).is_exact()
-    exact = check(name, n_candidates, n_chains=2048, n_moves=n_moves, n_diffusion_steps=5)
+    assert not check(name, n_candidates, WithoutDensity, n_chains=1024, n_moves=n_moves).is_exact()
+    exact = check(name, n_candidates, n_chains=1024, n_moves=n_moves, n_diffusion_steps=5)
     assert exact.is_informative
     assert exact.is_exact()
-    control = check(name, n_candidates, ExplicitBackward, n_chains=2048, n_moves=n_moves, n_diffusion_steps=5)
+    control = check(name, n_candidates, ExplicitBackward, n_chains=1024, n_moves=n_moves, n_diffusion_steps=5)
     assert not control.is_exact()
 
 

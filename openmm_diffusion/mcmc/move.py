@@ -6,6 +6,7 @@ Both are `openmmtools.mcmc.MCMCMove`s and go wherever a `LangevinDynamicsMove` g
 import dataclasses
 import importlib
 import logging
+import numbers
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,9 +58,9 @@ class ProposalMove(mcmc.MCMCMove):
 
     def __init__(self, proposal: Proposal, n_candidates: int = 1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if isinstance(n_candidates, bool) or int(n_candidates) != n_candidates or n_candidates < 1:
+        if not _is_whole(n_candidates) or n_candidates < 1:
             raise SettingError(f"n_candidates is {n_candidates!r}; expected a whole number of at least 1")
-        if seed is not None and (isinstance(seed, bool) or int(seed) != seed or seed < 0):
+        if seed is not None and (not _is_whole(seed) or seed < 0):
             raise SettingError(f"seed is {seed!r}; expected None or a whole number of at least 0")
         self.n_candidates = int(n_candidates)
         self.seed = None if seed is None else int(seed)
@@ -69,7 +70,8 @@ class ProposalMove(mcmc.MCMCMove):
     def _set_proposal(self, proposal: Proposal | None, pending: dict[str, Any] | None = None) -> None:
         self._proposal, self._pending = proposal, pending
         self._rng: np.random.Generator | None = None
-        self._checked: weakref.WeakSet[openmm.Context] = weakref.WeakSet()
+        # Contexts whose System has been checked, and how many particles it has.
+        self._checked: weakref.WeakKeyDictionary[openmm.Context, int] = weakref.WeakKeyDictionary()
         self.last: StepRecord | None = None
 
     @property
@@ -144,14 +146,16 @@ class ProposalMove(mcmc.MCMCMove):
     def _present(self, sampler_state: Any, context: openmm.Context) -> np.ndarray:
         positions = in_nanometers(sampler_state.positions)
         if context not in self._checked:
-            self._check(positions, context)
-            self._checked.add(context)
+            self._check(context.getSystem())
+            self._checked[context] = context.getSystem().getNumParticles()
+        if positions.shape != (self._checked[context], 3):
+            raise StateError(
+                f"positions have shape {positions.shape}; expected ({self._checked[context]}, 3), one a particle"
+            )
         return positions
 
-    def _check(self, positions: np.ndarray, context: openmm.Context) -> None:
-        n_particles = context.getSystem().getNumParticles()
-        if positions.shape != (n_particles, 3):
-            raise StateError(f"positions have shape {positions.shape}; expected ({n_particles}, 3) for this System")
+    def _check(self, system: openmm.System) -> None:
+        """Raise where the System cannot be sampled by this move; done once a Context."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -228,13 +232,16 @@ class DiffusionMove(ProposalMove):
         check_unbroken(self._torsions, positions)
         return positions
 
-    def _check(self, positions: np.ndarray, context: openmm.Context) -> None:
-        super()._check(positions, context)
-        check_system(context.getSystem(), self._torsions)
+    def _check(self, system: openmm.System) -> None:
+        check_system(system, self._torsions)
 
     @property
     def _torsions(self) -> Any:
         return self.proposal.torsions  # type: ignore[attr-defined]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _with_pressure(record: StepRecord, state: Any, context: openmm.Context, beta: float) -> StepRecord:

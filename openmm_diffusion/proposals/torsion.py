@@ -118,18 +118,19 @@ class TorsionProposal:
         """n candidates for positions [atoms, 3] (nm); see `Candidates`."""
         drawn = self._take(n, rng)
         tau, log_q = drawn.tau.cpu().numpy(), drawn.log_q.cpu().numpy()
-        present_tau = self._complete(self.torsions.get(positions), rng)
+        tau_now = self.torsions.get(positions)
+        present_tau = self._complete(tau_now, rng)
         present = self._solve(present_tau)
         log_q_present = present.log_q.cpu().numpy()
         if self._auxiliary is not None:
             log_q = log_q - self._auxiliary.log_density(tau)
             log_q_present = log_q_present - self._auxiliary.log_density(present_tau[None])
         return Candidates(
-            positions=self.torsions.set(positions, tau[:, self._moved]),
+            positions=self.torsions.turn(positions, tau[:, self._moved] - tau_now),
             log_q=log_q,
             log_q_present=np.full(n, log_q_present[0] if bool(present.valid[0]) else -np.inf),
             invalid=~drawn.valid.cpu().numpy(),
-            reversible=lambda index: bool(self._flow.is_reversible(drawn.path[:, index : index + 1])[0]),
+            reversible=lambda index: bool(self._flow.is_path(drawn.path[:, index : index + 1])[0]),
         )
 
     def draw(
@@ -137,7 +138,7 @@ class TorsionProposal:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """n fresh draws of the model: all its torsions [n, T], their log density [n], which of them have one [n]."""
         sample = self._flow.sample(self._base(n, rng))
-        valid = sample.valid & self._flow.is_reversible(sample.path)
+        valid = sample.valid & self._flow.is_path(sample.path)
         return sample.tau.cpu().numpy(), sample.log_q.cpu().numpy(), valid.cpu().numpy()
 
     def log_density(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:
