@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import roma
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..errors import MoleculeError
@@ -156,12 +156,13 @@ class BackboneTorsions:
         return (first + (wrap(angles - first) * self._weights).sum(-1, keepdim=True)).squeeze(-1)
 
     def _turn(self, x: Tensor, angles: Tensor) -> Tensor:
-        lead = torch.broadcast_shapes(x.shape[:-2], angles.shape[:-1])
+        lead = np.broadcast_shapes(x.shape[:-2], angles.shape[:-1])
         x = x.expand(*lead, *x.shape[-2:])
         angles = angles.expand(*lead, len(self))
         near, far = x[..., self._axes[:, 0], :], x[..., self._axes[:, 1], :]
         axis = torch.nn.functional.normalize(far - near, dim=-1)
-        rotation = roma.rotvec_to_rotmat(axis * wrap(angles)[..., None])
+        vectors = (axis * wrap(angles)[..., None]).reshape(-1, 3)
+        rotation = torch.from_numpy(Rotation.from_rotvec(vectors.numpy()).as_matrix()).reshape(*axis.shape, 3)
         offset = far - (rotation @ far[..., None])[..., 0]
         # Identity in the last place: the anchor's own motion and the parent of the innermost torsions.
         rotation = torch.cat([rotation, torch.eye(3, dtype=x.dtype).expand(*lead, 1, 3, 3)], -3)

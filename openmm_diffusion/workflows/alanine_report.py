@@ -138,7 +138,7 @@ def draw(arrays: dict[str, NDArray[Any]], folder: Path) -> None:
     }
     finite = {name: values[np.isfinite(values)] for name, values in terms.items()}
     plots.save(plots.log_alpha_terms(finite), folder / "acceptance.png")
-    n_lags = min(200, len(phi) // 4)
+    n_lags = min(25, len(phi) // 4)
     curves = {
         "cos phi": mixing.autocorrelation(np.cos(phi), n_lags),
         "cos psi": mixing.autocorrelation(np.cos(psi), n_lags),
