@@ -54,28 +54,35 @@ def run(options: argparse.Namespace) -> None:
 
     if options.iterations < 1:
         raise SettingError(f"--iterations is {options.iterations}; expected at least 1")
+    if options.limit_frames < 0:
+        raise SettingError(f"--limit-frames is {options.limit_frames}; expected 0 or more")
     use_one_thread()
     solvent = "vacuum" if options.vacuum else "obc"
     molecule = alanine_dipeptide(solvent)
     model = options.model or MODELS[solvent]
     move = DiffusionMove.from_pretrained(model, molecule.topology, n_candidates=options.n_candidates, seed=options.seed)
-    folder = prepare_folder(options.output, overwrite=options.overwrite, resume=options.resume)
-    checkpoint = folder / "checkpoint.npz"
-
     speeds = time_platforms(molecule.system, molecule.positions)
     platform = choose_platform(molecule.system, molecule.positions, options.platform or next(iter(speeds)))
     print(f"{molecule.name}: " + ", ".join(f"{name} {speed:,.0f} steps/s" for name, speed in speeds.items()))
     print(f"platform {platform.getName()} for the hybrid chain and for plain MD")
+    chain = HybridChain(molecule, move, platform, md_steps=options.md_steps, seed=options.seed)
+    # Everything has been checked: only now may an earlier result be emptied.
+    folder = prepare_folder(options.output, overwrite=options.overwrite, resume=options.resume)
+    checkpoint = folder / "checkpoint.npz"
     ns_per_s = md_speed(molecule, platform.getName())
 
-    chain = HybridChain(molecule, move, platform, md_steps=options.md_steps, seed=options.seed)
     if options.resume and checkpoint.exists():
         chain.load(checkpoint)
         print(f"going on at iteration {len(chain.series)}")
+        if len(chain.series) >= options.iterations:
+            print("nothing is left to do; give more --iterations")
     else:
         chain.equilibrate()
     series = chain.run(options.iterations, folder, progress=not options.quiet)
     arrays = series.arrays()
+    write_pdb(folder / "topology.pdb", molecule.topology, arrays["positions"][-1:])
+    write_trajectory(folder / "trajectory.dcd", molecule.topology, arrays["positions"])
+    report.draw(arrays, folder)
 
     summary = report.summarise(arrays, chain.seconds, ns_per_s, reference(solvent))
     summary |= {
@@ -94,9 +101,6 @@ def run(options: argparse.Namespace) -> None:
             limits = marginal_limits(molecule, arrays["positions"][rows], platform, n, seed=options.seed)
     report.add_limits(summary, limits, options.n_candidates)
 
-    write_pdb(folder / "topology.pdb", molecule.topology, arrays["positions"][-1:])
-    write_trajectory(folder / "trajectory.dcd", molecule.topology, arrays["positions"])
-    report.draw(arrays, folder)
     write_json(folder / "summary.json", summary)
     print()
     print(report.table(summary))

@@ -101,7 +101,7 @@ TRAINED = "alanine-dipeptide-torsion-vacuum"
 
 
 def test_starting_draws_are_exact() -> None:
-    """The draws that chains start from agree with quadrature; draws of whole cells without correction do as well."""
+    """The draws that chains start from agree with quadrature; uniform draws do not."""
     result = compare(target(), target().draw(4096, np.random.default_rng(0)), 0, 0, 0, 0.0)
     print(f"\n{result}")
     assert result.is_exact()

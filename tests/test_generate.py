@@ -268,9 +268,9 @@ class TestCommand:
         from dataclasses import replace
 
         model = models.create("torsion", molecule.topology, 1, hidden_size=16, n_layers=1)
-        other = replace(model.molecule, sequences=("ACE-GLY-NME",))
+        other = replace(model.molecule, sequences=(("ACE", "GLY", "NME"),))
         models.save(replace(model, molecule=other), tmp_path / "glycine")
-        with pytest.raises(ModelError, match="the topology holds ACE-ALA-NME"):
+        with pytest.raises(ModelError, match="for ACE-GLY-NME, the topology holds ACE-ALA-NME"):
             generate_torsion(settings_for(tmp_path / "out", tmp_path / "glycine"), progress=False)
 
 

@@ -93,7 +93,8 @@ def remember(model: Model) -> tuple[Model, str]:
     """
     sha256 = model.sha256()
     with _lock:
-        if sha256 not in _cache:
+        if sha256 not in _cache or (model.source and not _cache[sha256].source):
+            # A source, where one is known, lets another process find the model too.
             _cache[sha256] = dataclasses.replace(model, network=copy.deepcopy(model.network).cpu())
         return _cache[sha256], sha256
 

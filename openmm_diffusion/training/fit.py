@@ -65,6 +65,8 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*`__len__` defined.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer.fit(
             module,
             DataLoader(train, batch_size=None),

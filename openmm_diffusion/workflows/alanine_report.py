@@ -65,7 +65,7 @@ def add_limits(summary: dict[str, Any], limits: MarginalLimits | None, n_candida
     acceptance = None if limits is None else limits.acceptance[n_candidates]
     summary["acceptance_limit"] = acceptance
     summary["acceptance_of_limit"] = None if acceptance is None else summary["acceptance"] / acceptance
-    summary["eta_limit"] = None if limits is None else limits.eta[n_candidates]
+    summary["eta_marginal"] = None if limits is None else limits.eta[n_candidates]
     summary["eta_oracle"] = None if limits is None else limits.eta_oracle
     summary["kish_limit"] = None if limits is None else limits.kish
 
@@ -82,7 +82,9 @@ def table(summary: dict[str, Any]) -> str:
 
     speed_up = "-"
     if summary.get("md_basin_changes_per_s"):
-        speed_up = f"{summary['basin_changes_per_s'] / summary['md_basin_changes_per_s']:.0f}"
+        ratio = summary["basin_changes_per_s"] / summary["md_basin_changes_per_s"]
+        relative = summary["md_basin_changes_per_s_error"] / summary["md_basin_changes_per_s"]
+        speed_up = f"{ratio:.0f} +- {ratio * np.hypot(relative, 1 / np.sqrt(summary['basin_changes'])):.0f}"
     share = summary["seconds_network"] / summary["seconds_total"]
     reference = number("delta_f_reference_kT", "{:.2f}")
     if summary.get("delta_f_reference_error_kT") is not None:

@@ -11,10 +11,11 @@ from typing import Any
 from ..errors import OutputError
 
 
-def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
+def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool | None = None) -> Path:
     """Make an output folder, or refuse one that holds results already.
 
-    `overwrite` empties it, `resume` keeps what is there. Raises OutputError otherwise, or where it cannot be made.
+    `overwrite` empties it, `resume` keeps what is there (None where a job cannot be resumed). Raises OutputError
+    otherwise, or where it cannot be made.
     """
     folder = Path(path)
     if overwrite and resume:
@@ -25,9 +26,8 @@ def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool = 
         if overwrite:
             _empty(folder)
         elif not resume:
-            raise OutputError(
-                f"the output folder {folder} holds results already; give --overwrite, --resume or another name"
-            )
+            ways = "--overwrite or" if resume is None else "--overwrite, --resume or"
+            raise OutputError(f"the output folder {folder} holds results already; give {ways} another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

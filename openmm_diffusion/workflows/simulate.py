@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from openmm import unit
 from tqdm.auto import tqdm
 
-from ..errors import SettingError
+from ..errors import OutputError, SettingError
 from ..molecule import write_pdb
 from .job_settings import SimulateSettings
 from .output import prepare_folder, replacing, write_json, write_trajectory
-from .settings import command_line
+from .settings import command_line, read_yaml
 from .systems import MolecularSystem, build_system, choose_platform
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ def simulate(
         )
     molecule = build_system(settings)
     platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
+    if resume:
+        _refuse_other_settings(settings)
     folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
     settings.write(folder / "settings.yaml")
     write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
@@ -63,6 +65,23 @@ def simulate(
     data = collect(settings, folder)
     _write(data, settings, molecule, folder, platform)
     return folder
+
+
+def _refuse_other_settings(settings: SimulateSettings) -> None:
+    """Raise OutputError where a run to be resumed was started with other settings than its length."""
+    stored = settings.output / "settings.yaml"
+    if not stored.exists():
+        return
+    before, now = read_yaml(stored), settings.model_dump(mode="json")
+    different = [
+        key for key in now if key not in ("output", "n_iterations", "platform") and before.get(key) != now[key]
+    ]
+    if different:
+        key = different[0]
+        raise OutputError(
+            f"{settings.output} was run with {key} {before.get(key)}, now it is {now[key]}; give the same to resume, "
+            "or --overwrite"
+        )
 
 
 def temperatures(settings: SimulateSettings) -> NDArray[np.float64]:
@@ -87,9 +106,7 @@ def _run_walker(
     from openmmtools import cache, mcmc, states
     from openmmtools.multistate import MultiStateReporter, ParallelTemperingSampler
 
-    logging.getLogger("openmmtools").setLevel(logging.WARNING)
-    # openmmtools draws its exchanges from numpy's global generator.
-    np.random.seed(settings.seed * 1000 + walker)  # noqa: NPY002
+    logging.getLogger("openmmtools").setLevel(logging.ERROR)
     contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName(platform))
     storage = _storage(folder, walker)
     every_atom = list(range(system.getNumParticles()))
@@ -114,6 +131,9 @@ def _run_walker(
         sampler.sampler_context_cache = sampler.energy_context_cache = contexts
         sampler.minimize(max_iterations=200)
     sampler.sampler_context_cache = sampler.energy_context_cache = contexts
+    # openmmtools draws its exchanges from numpy's global generator; a resumed ladder gets numbers of its own.
+    sequence = np.random.SeedSequence(settings.seed, spawn_key=(walker, sampler.iteration))
+    np.random.seed(sequence.generate_state(1)[0])  # noqa: NPY002
     with tqdm(
         total=settings.n_iterations, initial=sampler.iteration, desc="parallel tempering", disable=not progress
     ) as bar:

@@ -68,7 +68,8 @@ def train_torsion(
     metrics = held_out_metrics(network, validation, settings)
     metrics |= {name: curve[name][-1] for name in ("train_loss", "val_loss")}
     model = dataclasses.replace(untrained, card={**_card(settings, data, metrics), "loss_curve": curve}, source={})
-    save(model, folder / "model")
+    weights = save(model, folder / "model")
+    model = dataclasses.replace(model, source={"path": str(weights.resolve())})
     plots.save(plots.loss_curve(folder / "metrics.csv"), folder / "loss_curve.png")
     logger.info("held-out negative log likelihood %.4f", metrics["held_out_nll"])
     return model
