@@ -95,7 +95,7 @@ class TorusFlow:
     def n_steps(self) -> int:
         return len(self._quarter)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sample(self, z: Tensor) -> FlowSample:
         """Map base draws z [n, T], uniform in [-pi, pi), to torsions; log q = log p(z) - log|det dF/dz|."""
         path, x = [z], z
@@ -108,7 +108,7 @@ class TorusFlow:
             path.append(x)
         return FlowSample(wrap(x), log_q, valid & torch.isfinite(log_q), torch.stack(path))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def solve(self, tau: Tensor, guess: Tensor | None = None) -> FlowSample:
         """log q of torsions tau [n, T] by solving F(z) = tau; `valid` where F leads from z back to tau.
 
@@ -123,13 +123,13 @@ class TorusFlow:
         log_q = -tau.shape[-1] * _LOG_TWO_PI - _log_det(self._quarter[..., None] * jacobian).sum(0)
         return FlowSample(tau, log_q, found & torch.isfinite(log_q), path)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def log_density(self, tau: Tensor) -> tuple[Tensor, Tensor]:
         """log q [n] of torsions tau [n, T], and which are scorable [n]: see `solve`."""
         solution = self.solve(tau)
         return solution.log_q, solution.valid
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def is_path(self, paths: Tensor) -> Tensor:
         """Whether every step of paths [K + 1, n, T] leads from each of its ends to the other [n].
 
