@@ -43,3 +43,8 @@ class InputFileError(OpenMMDiffusionError, FileNotFoundError):
 
 class OutputError(OpenMMDiffusionError, FileExistsError):
     """An output location cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or the kind of error where it has none: what one sentence can quote."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

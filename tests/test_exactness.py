@@ -137,16 +137,18 @@ def test_random_network_leaves_the_target_unchanged() -> None:
 @pytest.mark.parametrize("name", [TRAINED, "random"])
 @pytest.mark.parametrize("n_candidates", [1, 8])
 def test_many_moves(name: str, n_candidates: int) -> None:
-    """1024 chains, 4 to 32 moves each: exact for both networks; both controls are caught."""
+    """1024 or 4096 chains, 4 to 32 moves each: exact for both networks; both controls are caught."""
     n_moves = {(TRAINED, 1): 8, (TRAINED, 8): 4, ("random", 1): 32, ("random", 8): 12}[name, n_candidates]
     result = check(name, n_candidates, n_chains=1024, n_moves=n_moves)
     assert result.is_informative
     assert result.is_exact()
     assert not check(name, n_candidates, WithoutDensity, n_chains=1024, n_moves=n_moves).is_exact()
-    exact = check(name, n_candidates, n_chains=1024, n_moves=n_moves, n_diffusion_steps=5)
+    # With eight candidates the weight of the present state matters less, so its error takes more chains to be seen.
+    n_chains = 1024 if n_candidates == 1 else 4096
+    exact = check(name, n_candidates, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=5)
     assert exact.is_informative
     assert exact.is_exact()
-    control = check(name, n_candidates, ExplicitBackward, n_chains=1024, n_moves=n_moves, n_diffusion_steps=5)
+    control = check(name, n_candidates, ExplicitBackward, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=5)
     assert not control.is_exact()
 
 
@@ -182,7 +184,7 @@ def walk(moves: Proposal, goal: FrozenTarget, n_candidates: int, n_moves: int) -
     x = goal.place(starts(1024)[:1])[0]
     chain, accepted = np.empty((n_moves, 2)), 0
     for row in chain:
-        record, x = metropolis_step(goal.context, moves, x, goal.beta, n_candidates, rng)
+        record, x = metropolis_step(goal.energies.context, moves, x, goal.energies.beta, n_candidates, rng)
         accepted += record.accepted
         row[:] = goal.torsions.get(x)
     return chain, accepted

@@ -26,13 +26,13 @@ from openmm_diffusion.models import store
 from openmm_diffusion.molecule import BackboneTorsions
 from openmm_diffusion.workflows.boltzmann import (
     Correction,
-    ReducedPotential,
     correct,
     diagnostics,
     log_weights,
     pick,
     shares,
 )
+from openmm_diffusion.workflows.energies import ReducedPotential
 from openmm_diffusion.workflows.generate_torsion import FILES, generate_torsion, summary_text
 from openmm_diffusion.workflows.job_settings import GenerateTorsionSettings
 from openmm_diffusion.workflows.output import write_trajectory

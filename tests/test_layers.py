@@ -27,7 +27,7 @@ LAYERS = [
     {"diffusion"},
     {"geometry"},
     {"peptide"},
-    {"units", "errors"},
+    {"units", "errors", "files"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 OPENMM_ALLOWED = {"molecule", "proposals", "mcmc", "workflows", "cli"}

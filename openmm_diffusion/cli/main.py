@@ -27,6 +27,7 @@ app.add_typer(generate, name="generate")
 
 _JOBS: dict[str, type[Settings]] = {
     "simulate": jobs.SimulateSettings,
+    "md": jobs.PlainMDSettings,
     "prepare torsion": jobs.PrepareTorsionSettings,
     "train torsion": jobs.TrainTorsionSettings,
     "generate torsion": jobs.GenerateTorsionSettings,
@@ -49,6 +50,21 @@ def _simulate(settings: Any, **switches: bool) -> None:
             "trajectory.dcd": "frames of all replicas",
             "weights.npz": "their MBAR weights at the coldest temperature",
             "simulation.json": "what was run",
+            "settings.yaml": "the resolved settings",
+        },
+    )
+
+
+def _md(settings: Any, **switches: bool) -> None:
+    from ..workflows.plain_md import run_md
+
+    folder = run_md(settings, **switches)
+    _tree(
+        folder,
+        {
+            "topology.pdb": "the molecule",
+            "trajectory.dcd": "the frames",
+            "md.json": "what was run",
             "settings.yaml": "the resolved settings",
         },
     )
@@ -96,6 +112,14 @@ app.command("simulate")(
         _simulate,
         resumable=True,
         help="Make training MD by parallel tempering, with weights, so that rare basins are populated.",
+    )
+)
+app.command("md")(
+    settings_command(
+        jobs.PlainMDSettings,
+        _md,
+        resumable=True,
+        help="Run plain Langevin dynamics: training data of frame models.",
     )
 )
 prepare.command("torsion")(

@@ -18,6 +18,7 @@ from openmm import unit
 from ..analysis.marginal import acceptance_limits, kish_limit, marginal_eta, oracle_eta
 from ..analysis.mixing import in_basin_r
 from ..molecule import BackboneTorsions
+from .energies import ReducedPotential
 from .systems import TEMPERATURE, TIMESTEP, MolecularSystem
 
 
@@ -95,11 +96,6 @@ def grid_energies(
     torsions = BackboneTorsions(molecule.topology, ("phi", "psi"))
     centres = -math.pi + (np.arange(bins) + 0.5) * 2 * math.pi / bins
     grid = np.stack(np.meshgrid(centres, centres, indexing="ij"), -1).reshape(-1, 2)
-    context = openmm.Context(molecule.system, openmm.VerletIntegrator(0.001), platform)
-    beta = 1.0 / (unit.MOLAR_GAS_CONSTANT_R * TEMPERATURE).value_in_unit(unit.kilojoule_per_mole)
-    u = np.empty((len(frames), len(grid)))
-    for row, frame in zip(u, frames, strict=True):
-        for index, x in enumerate(torsions.set(np.asarray(frame, dtype=np.float64), grid)):
-            context.setPositions(x)
-            row[index] = beta * context.getState(energy=True).getPotentialEnergy()._value
+    potential = ReducedPotential(molecule.system, platform, TEMPERATURE.value_in_unit(unit.kelvin))
+    u = np.array([potential(torsions.set(np.asarray(frame, dtype=np.float64), grid)) for frame in frames])
     return u, grid

@@ -7,19 +7,17 @@ picked in proportion. This leaves exp(-u) invariant for any M and any q (Andrieu
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import openmm
 from numpy.typing import NDArray
-from openmm import unit
 from tqdm.auto import tqdm
 
 from ..analysis import kish_ess, kish_limit, pareto_k
 from ..errors import SettingError, TrajectoryError
 from ..molecule import BackboneTorsions
+from .energies import ReducedPotential
 
 Array = NDArray[np.float64]
 BATCH = 512  # draws of the network at a time
@@ -65,31 +63,6 @@ class Correction:
     def tau_picked(self) -> Array:
         """[F, T] torsions picked."""
         return np.asarray(self.tau[np.arange(len(self.picked)), self.picked])
-
-
-class ReducedPotential:
-    """Potential energies in kT, double precision where the platform has the choice."""
-
-    def __init__(self, system: openmm.System, platform: openmm.Platform, temperature: float) -> None:
-        precise = {"Precision": "double"} if "Precision" in platform.getPropertyNames() else {}
-        self._context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform, precise)
-        kt = unit.MOLAR_GAS_CONSTANT_R * temperature * unit.kelvin
-        self._beta = 1.0 / kt.value_in_unit(unit.kilojoule_per_mole)
-
-    def __call__(self, positions: Iterable[Array]) -> Array:
-        """u [n] of positions [n, atoms, 3] (nm); NaN where the platform refuses to compute one."""
-        return np.array([self._one(x) for x in positions])
-
-    def _one(self, x: Array) -> float:
-        try:
-            self._context.setPositions(x)
-            self._context.computeVirtualSites()
-            return self._beta * float(self._context.getState(energy=True).getPotentialEnergy()._value)
-        except openmm.OpenMMException as error:
-            # The CPU platform raises where the Reference platform returns NaN.
-            if "nan" not in str(error).lower():
-                raise
-            return math.nan
 
 
 def correct(

@@ -18,6 +18,7 @@ from scipy import stats
 from ..mcmc.kernel import metropolis_step
 from ..molecule import BackboneTorsions
 from ..proposals import Proposal
+from .energies import ReducedPotential
 from .systems import TEMPERATURE, MolecularSystem
 
 
@@ -36,9 +37,8 @@ class FrozenTarget:
         self.torsions = BackboneTorsions(molecule.topology, ("phi", "psi"))
         self.positions = molecule.positions
         self.bins = bins
-        self.beta = 1.0 / (unit.MOLAR_GAS_CONSTANT_R * TEMPERATURE).value_in_unit(unit.kilojoule_per_mole)
-        self.context = openmm.Context(
-            molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform)
+        self.energies = ReducedPotential(
+            molecule.system, openmm.Platform.getPlatformByName(platform), TEMPERATURE.value_in_unit(unit.kelvin)
         )
         self.width = 2 * math.pi / bins
         centres = -math.pi + (np.arange(bins) + 0.5) * self.width
@@ -53,11 +53,7 @@ class FrozenTarget:
 
     def reduced_potential(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:
         """u [n] at torsions [n, 2]."""
-        energies = np.empty(len(tau))
-        for i, x in enumerate(self.place(tau)):
-            self.context.setPositions(x)
-            energies[i] = self.context.getState(energy=True).getPotentialEnergy()._value
-        return self.beta * energies
+        return self.energies(self.place(tau))
 
     def draw(self, n: int, rng: np.random.Generator, n_steps: int = 25) -> NDArray[np.float64]:
         """n independent draws [n, 2] of exp(-u).
@@ -147,7 +143,7 @@ def run_chains(
     ends = np.empty_like(start)
     for i, x in enumerate(progress(target.place(start))):
         for _ in range(n_moves):
-            record, x = metropolis_step(target.context, proposal, x, target.beta, n_candidates, rng)
+            record, x = metropolis_step(target.energies.context, proposal, x, target.energies.beta, n_candidates, rng)
             accepted += record.accepted
             invalid += record.n_invalid
             if record.log_q_candidate is not None:

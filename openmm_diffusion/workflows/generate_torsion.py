@@ -16,7 +16,8 @@ from ..molecule import check_system, check_unbroken, write_pdb
 from ..proposals import TorsionProposal
 from ..proposals.torsion import choose_device
 from . import generate_report
-from .boltzmann import Correction, ReducedPotential, correct, diagnostics, marginal_reference
+from .boltzmann import Correction, correct, diagnostics, marginal_reference
+from .energies import ReducedPotential
 from .generate_report import FILES, Drawing, summary_text
 from .job_settings import GenerateTorsionSettings
 from .output import prepare_folder, write_json, write_trajectory

@@ -31,6 +31,27 @@ class SimulateSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of the exchanges; OpenMM's integrators draw their own seeds")
 
 
+class PlainMDSettings(Settings):
+    """Settings of `openmm-diffusion md`."""
+
+    output: Path = Field(description="folder to write; trajectory.dcd and topology.pdb in it")
+    system: str = Field(
+        "villin-hp35", description="villin-hp35, alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file"
+    )
+    coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
+    force_field: list[str] = Field(
+        ["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for villin and for files"
+    )
+    temperature: float = Field(300.0, gt=0, description="K")
+    nanoseconds: float = Field(2.4, gt=0, description="length of the trajectory after equilibration")
+    equilibration_ps: float = Field(100.0, ge=0, description="ps left out at the start")
+    interval_ps: float = Field(2.0, gt=0, description="ps between stored frames")
+    timestep: float = Field(4.0, gt=0, le=10, description="fs")
+    hydrogen_mass: float = Field(3.0, ge=1.0, le=4.5, description="amu; repartitioned so that 4 fs are stable")
+    platform: str | None = Field(None, description="OpenMM platform; the fastest one measured by default")
+    seed: int = Field(0, ge=0, le=2**30, description="seed of velocities and of the thermostat")
+
+
 class PrepareTorsionSettings(Settings):
     """Settings of `openmm-diffusion prepare torsion`."""
 

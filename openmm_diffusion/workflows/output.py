@@ -1,14 +1,13 @@
 """Output folders and files: nothing is overwritten by accident, nothing is left half written."""
 
-import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..files import replacing, write_json, write_text
+
+__all__ = ["prepare_folder", "refuse_existing", "replacing", "write_json", "write_text", "write_trajectory"]
 
 
 def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool | None = None) -> Path:
@@ -50,34 +49,6 @@ def refuse_existing(path: str | Path, *, overwrite: bool = False) -> Path:
         raise OutputError(f"{target} exists already; give --overwrite or another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there takes its place at the end, or never.
-
-    The suffix is kept, because writers choose their format by it.
-    """
-    target = Path(path)
-    aside = target.with_name(f".{target.stem}.part{os.getpid()}{target.suffix}")
-    try:
-        yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one piece."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, data: Any) -> None:
-    """Write a JSON file in one piece."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def write_trajectory(path: str | Path, topology: Any, frames_nm: Any) -> None:

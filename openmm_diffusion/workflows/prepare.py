@@ -12,7 +12,7 @@ from openmm import app
 from tqdm.auto import tqdm
 
 from ..data import TorsionDataset
-from ..errors import InputFileError, TrajectoryError
+from ..errors import InputFileError, TrajectoryError, first_line
 from ..molecule import BackboneTorsions, check_unbroken, describe, load
 from .job_settings import PrepareTorsionSettings
 from .output import refuse_existing, replacing
@@ -69,7 +69,7 @@ def read_frames(files: list[Path], topology: app.Topology, stride: int = 1) -> I
                 yield chunk.xyz.astype(np.float64)
         except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
             raise TrajectoryError(
-                f"{file} does not match the topology or cannot be read ({_first_line(error)}); expected frames of "
+                f"{file} does not match the topology or cannot be read ({first_line(error)}); expected frames of "
                 f"{topology.getNumAtoms()} atoms in the order of the topology"
             ) from error
 
@@ -81,7 +81,7 @@ def read_weights(path: Path, stride: int = 1) -> NDArray[np.float64]:
             return np.asarray(file["weights"], dtype=np.float64)[::stride]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputFileError(
-            f"{path} holds no weights ({_first_line(error)}); expected an .npz with 'weights'"
+            f"{path} holds no weights ({first_line(error)}); expected an .npz with 'weights'"
         ) from error
 
 
@@ -95,7 +95,3 @@ def _source(settings: PrepareTorsionSettings, n_frames: int) -> dict[str, Any]:
         source["simulation"] = simulation
     source["commands"].append(command_line("prepare torsion", settings))
     return source
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

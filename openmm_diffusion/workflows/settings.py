@@ -7,7 +7,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import InputFileError, SettingError
+from ..errors import InputFileError, OutputError, SettingError
 from .output import write_text
 
 
@@ -48,6 +48,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingError(f"{path} holds {type(values).__name__}; expected lines of 'key: value'")
     return values
+
+
+def refuse_other_settings(settings: Any, but: tuple[str, ...] = ()) -> None:
+    """Raise OutputError where the run in `settings.output` was started with other settings than those now given.
+
+    The output itself and the keys in `but` may differ.
+    """
+    stored = settings.output / "settings.yaml"
+    if not stored.exists():
+        return
+    before, now = read_yaml(stored), settings.model_dump(mode="json")
+    for key, value in now.items():
+        if key not in ("output", *but) and before.get(key) != value:
+            raise OutputError(
+                f"{settings.output} was run with {key} {before.get(key)}, now it is {value}; give the same to resume, "
+                "or --overwrite"
+            )
 
 
 def command_line(command: str, settings: Settings) -> str:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from openmm import unit
 from tqdm.auto import tqdm
 
-from ..errors import OutputError, SettingError
+from ..errors import SettingError
 from ..molecule import write_pdb
 from .job_settings import SimulateSettings
 from .output import prepare_folder, replacing, write_json, write_trajectory
-from .settings import command_line, read_yaml
+from .settings import command_line, refuse_other_settings
 from .systems import MolecularSystem, build_system, choose_platform
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def simulate(
     molecule = build_system(settings)
     platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
     if resume:
-        _refuse_other_settings(settings)
+        refuse_other_settings(settings, but=("n_iterations", "platform"))
     folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
     settings.write(folder / "settings.yaml")
     write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
@@ -65,23 +65,6 @@ def simulate(
     data = collect(settings, folder)
     _write(data, settings, molecule, folder, platform)
     return folder
-
-
-def _refuse_other_settings(settings: SimulateSettings) -> None:
-    """Raise OutputError where a run to be resumed was started with other settings than its length."""
-    stored = settings.output / "settings.yaml"
-    if not stored.exists():
-        return
-    before, now = read_yaml(stored), settings.model_dump(mode="json")
-    different = [
-        key for key in now if key not in ("output", "n_iterations", "platform") and before.get(key) != now[key]
-    ]
-    if different:
-        key = different[0]
-        raise OutputError(
-            f"{settings.output} was run with {key} {before.get(key)}, now it is {now[key]}; give the same to resume, "
-            "or --overwrite"
-        )
 
 
 def temperatures(settings: SimulateSettings) -> NDArray[np.float64]:

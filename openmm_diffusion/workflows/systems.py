@@ -1,7 +1,8 @@
-"""The alanine dipeptide systems of the examples, and the choice of the fastest platform for a system."""
+"""The systems of the examples, those of files, and the choice of the fastest platform for a system."""
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,18 @@ def alanine_dipeptide(solvent: str = "obc", hydrogen_mass: Any = HYDROGEN_MASS) 
     return MolecularSystem("alanine-dipeptide-obc", vacuum.topology, system, positions)
 
 
+def villin(force_field: Sequence[str], hydrogen_mass: Any = HYDROGEN_MASS) -> MolecularSystem:
+    """Villin headpiece HP35, 35 residues, from the solvated structure that OpenMM ships; implicit solvent or none."""
+    pdb = app.PDBFile(str(Path(app.__file__).parent / "data" / "test.pdb"))
+    protein = app.Modeller(pdb.topology, pdb.positions)
+    protein.deleteWater()
+    protein.delete([residue for residue in protein.topology.residues() if residue.name in ("Cl", "Na", "CL", "NA")])
+    system = app.ForceField(*force_field).createSystem(
+        protein.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=hydrogen_mass
+    )
+    return MolecularSystem("villin-hp35", protein.topology, system, in_nanometers(protein.positions))
+
+
 class SystemSettings(Protocol):
     """The settings of a job that say which system it runs on."""
 
@@ -72,13 +85,15 @@ class SystemSettings(Protocol):
 
 
 def build_system(settings: SystemSettings) -> MolecularSystem:
-    """The named alanine system, or the molecule of a file: in the file's own force field, or else in the one given.
+    """A named system, or the molecule of a file: in the file's own force field, or else in the one given.
 
     Solvated boxes get particle mesh Ewald, everything else no cutoff.
     """
     mass = settings.hydrogen_mass * unit.amu
     if settings.system in ("alanine-dipeptide-obc", "alanine-dipeptide-vacuum"):
         return alanine_dipeptide(settings.system.rsplit("-", 1)[1], mass)
+    if settings.system == "villin-hp35":
+        return villin(settings.force_field, mass)
     loaded = load(settings.system, settings.coordinates)
     solvated = loaded.box_vectors is not None and any(r.name in ("HOH", "WAT") for r in loaded.topology.residues())
     options = {
