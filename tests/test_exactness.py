@@ -137,14 +137,14 @@ def test_random_network_leaves_the_target_unchanged() -> None:
 @pytest.mark.parametrize("name", [TRAINED, "random"])
 @pytest.mark.parametrize("n_candidates", [1, 8])
 def test_many_moves(name: str, n_candidates: int) -> None:
-    """1024 or 4096 chains, 4 to 32 moves each: exact for both networks; both controls are caught."""
-    n_moves = {(TRAINED, 1): 8, (TRAINED, 8): 4, ("random", 1): 32, ("random", 8): 12}[name, n_candidates]
+    """1024 to 4096 chains, 4 to 40 moves each: exact for both networks; both controls are caught."""
+    n_moves = {(TRAINED, 1): 8, (TRAINED, 8): 4, ("random", 1): 40, ("random", 8): 12}[name, n_candidates]
     result = check(name, n_candidates, n_chains=1024, n_moves=n_moves)
     assert result.is_informative
     assert result.is_exact()
     assert not check(name, n_candidates, WithoutDensity, n_chains=1024, n_moves=n_moves).is_exact()
     # With eight candidates the weight of the present state matters less, so its error takes more chains to be seen.
-    n_chains = 1024 if n_candidates == 1 else 4096
+    n_chains = 2048 if n_candidates == 1 else 4096
     exact = check(name, n_candidates, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=5)
     assert exact.is_informative
     assert exact.is_exact()

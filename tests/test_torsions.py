@@ -429,3 +429,10 @@ def test_no_backbone_is_refused() -> None:
     water = app.PDBFile(str(Path(app.__file__).parent / "data" / "tip3p.pdb"))
     with pytest.raises(MoleculeError, match="HOH"):
         BackboneTorsions(water.topology)
+
+
+@pytest.mark.parametrize("wrong", ["peptide.pdb", None, 3])
+def test_what_is_no_topology_is_said(wrong: object) -> None:
+    """A path or a number in place of a topology gets one sentence with the remedy."""
+    with pytest.raises(MoleculeError, match=r"expected an openmm\.app\.Topology"):
+        describe(wrong)

@@ -76,6 +76,8 @@ class TorsionDataset:
     @classmethod
     def load(cls, path: str | Path) -> "TorsionDataset":
         """Read what `save` wrote; raises InputFileError where the file is missing or something else."""
+        if not Path(path).exists():
+            raise InputFileError(f"there is no data set {path}; make one with 'openmm-diffusion prepare torsion'")
         try:
             with np.load(path, allow_pickle=False) as file:
                 card = json.loads(str(file["card"]))

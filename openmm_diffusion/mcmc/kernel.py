@@ -42,6 +42,13 @@ class StepRecord:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def __str__(self) -> str:
+        verdict = "accepted" if self.accepted else "rejected"
+        return (
+            f"{verdict}, log alpha {self.log_alpha:.2f}, {self.n_invalid} of {self.n_candidates} candidates invalid, "
+            f"{1e3 * (self.seconds_network + self.seconds_energy):.1f} ms"
+        )
+
 
 def metropolis_step(
     context: openmm.Context,

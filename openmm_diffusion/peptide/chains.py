@@ -77,8 +77,13 @@ class Chain:
 def find_chains(topology: Any) -> list[Chain]:
     """The peptide chains of a topology, caps included, in the order of their first atoms.
 
-    Raises MoleculeError where there is no residue with a peptide bond.
+    Raises MoleculeError where there is no residue with a peptide bond, or where the topology is something else.
     """
+    if not (hasattr(topology, "residues") and hasattr(topology, "bonds")):
+        raise MoleculeError(
+            f"the topology is {topology!r:.80}; expected an openmm.app.Topology, such as PDBFile(...).topology, or "
+            "openmm_diffusion.molecule.load(file).topology"
+        )
     residues: dict[Key, Residue] = {}
     owner: dict[int, tuple[Key, str]] = {}
     for residue in topology.residues():
