@@ -34,7 +34,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "mpi": ["mpi4py", "mpich"],
-    "notebook": ["jupyterlab", "ipykernel", "nbclient", "nbformat", "py3Dmol"],
+    "notebook": ["jupyterlab", "ipykernel", "nbclient", "nbformat", "omegaconf", "py3Dmol"],
     "dev": [
         "pytest",
         "pytest-timeout",
@@ -48,6 +48,8 @@ EXTRAS = {
         "nbclient",
         "nbformat",
         "ipykernel",
+        # configurations of the SE(3) model may be OmegaConf objects; the package itself does not import it
+        "omegaconf",
     ],
 }
 
@@ -80,6 +82,7 @@ setup(
             "models/pretrained/*.safetensors",
             "models/pretrained/*.json",
             "workflows/*.json",
+            "data/splits/*.csv",
         ]
     },
     install_requires=REQUIREMENTS,

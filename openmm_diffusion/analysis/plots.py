@@ -92,8 +92,9 @@ def energy_histograms(
         density, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges, density=True)
         ax.stairs(density, edges, fill=True, alpha=0.2, color=colour(i))
         ax.stairs(density, edges, color=colour(i), linestyle=line(i), linewidth=1.5, label=_counted(label, left_out))
-    ax.set(xlabel=xlabel, ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0.0, None))
-    ax.legend(frameon=False)
+    # Room for the legend above the highest bar.
+    ax.set(xlabel=xlabel, ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0.0, 1.3 * ax.get_ylim()[1]))
+    ax.legend(frameon=False, loc="upper right")
     return ax
 
 

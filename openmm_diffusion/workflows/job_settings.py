@@ -43,7 +43,7 @@ class PlainMDSettings(Settings):
         ["amber99sbildn.xml", "amber99_obc.xml"], description="OpenMM force fields, for villin and for files"
     )
     temperature: float = Field(300.0, gt=0, description="K")
-    nanoseconds: float = Field(2.4, gt=0, description="length of the trajectory after equilibration")
+    nanoseconds: float = Field(2.0, gt=0, description="length of the trajectory after equilibration")
     equilibration_ps: float = Field(100.0, ge=0, description="ps left out at the start")
     interval_ps: float = Field(2.0, gt=0, description="ps between stored frames")
     timestep: float = Field(4.0, gt=0, le=10, description="fs")

@@ -29,7 +29,9 @@ def run_md(settings: PlainMDSettings, *, overwrite: bool = False, resume: bool =
     molecule = build_system(settings)
     platform = choose_platform(molecule.system, molecule.positions, settings.platform)
     if resume:
-        refuse_other_settings(settings, but=("platform",))
+        # The length may change as long as the run is not finished.
+        finished = (settings.output / "trajectory.dcd").exists()
+        refuse_other_settings(settings, but=("platform",) if finished else ("platform", "nanoseconds"))
     folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
     settings.write(folder / "settings.yaml")
     if (folder / "trajectory.dcd").exists():
