@@ -1,58 +1,29 @@
 """Trajectories of any format that mdtraj reads, turned into atom14 arrays and the two tables beside them.
 
-Read a chunk at a time, so memory does not grow with the length of a trajectory (multi-model PDB files are the exception:
-mdtraj reads them whole).
+Read a chunk at a time, so memory does not grow with the length of a trajectory (multi-model PDB files are the
+exception: mdtraj reads them whole).
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from tqdm.auto import tqdm
 
 from ..data.frame_splits import FrameSplit, Row, merged_table, read_table
 from ..data.md_arrays import ArrayWriter
 from ..errors import InputFileError, OutputError, SettingError, TrajectoryError
 from .output import refuse_existing, replacing, write_text
+from .prepare_se3_settings import PrepareSE3Settings
 from .protein_atoms import ProteinAtoms, select_protein
-from .settings import Settings
-
-logger = logging.getLogger(__name__)
 
 MAX_PEPTIDE_BOND = 2.0  # Angstrom; MD keeps C-N at 1.33
 _CHUNK_BYTES = 32e6  # of coordinates, all atoms of the file
 _FORMAT_ERRORS = (ValueError, OSError, RuntimeError, TypeError, KeyError, IndexError, EOFError)
-
-
-class PrepareSE3Settings(Settings):
-    """Settings of `openmm-diffusion prepare se3`."""
-
-    trajectory: list[Path] = Field(min_length=1, description="trajectory files, one replica each (R1, R2, ...)")
-    topology: Path = Field(description="topology of the trajectories, in any format that mdtraj reads")
-    output: Path = Field(description="data folder; gets {name}_R{k}{suffix}.npy")
-    name: str = Field(min_length=1, pattern=r"^[^/\\\s,]+$", description="name of the protein in files and tables")
-    suffix: str = Field("", pattern=r"^[^/\\\s,]*$", description="end of the file names, such as _i10")
-    replica: int = Field(1, ge=0, description="number k of the first trajectory; the others follow")
-    selection: str | None = Field(None, description="mdtraj selection of the chain, such as 'chainid 0'")
-    stride: int = Field(1, ge=1, description="take every stride-th frame")
-    dtype: Literal["float16", "float32"] = Field(
-        "float16", description="number type of the files; float16 halves them and rounds to 0.01 Angstrom"
-    )
-    superpose: Literal["heavy", "ca"] = Field("heavy", description="atoms that are superposed on the first frame")
-    nested: bool = Field(False, description="write {output}/{name}/{name}_R{k}{suffix}.npy instead")
-    atlas_csv: Path | None = Field(None, description="table of sequences; {output}/atlas.csv by default")
-    train_split: Path | None = Field(None, description="table of frame splits; {output}/frame_splits.csv by default")
-    train_share: float = Field(0.6, gt=0, lt=1, description="share of the frames for training")
-    val_share: float = Field(0.2, gt=0, lt=1, description="share of the frames for validation; the rest is for testing")
-    early_frames: int = Field(0, ge=0, description="first stored frames that only train_early takes (equilibration)")
-    gap_frames: int = Field(0, ge=0, description="stored frames left out between splits, against their correlation")
-    chunk: int | None = Field(None, ge=1, description="frames in memory at once; by their size if not given")
 
 
 @dataclass(frozen=True)
@@ -68,9 +39,9 @@ class PreparedSE3:
 def prepare_se3(settings: PrepareSE3Settings, *, overwrite: bool = False, progress: bool = True) -> PreparedSE3:
     """Write atom14 arrays [F, L, 14, 3] (Angstrom) of trajectories, and their rows of the two tables.
 
-    Solvent, hydrogens and caps are left out; every frame is superposed on the first, whose centre is the origin. Nothing
-    is written unless all trajectories are good. The borders in the table of splits count stored frames, so that data
-    sets read it with frame_interval 1.
+    Solvent, hydrogens and caps are left out; every frame is superposed on the first, whose centre is the origin.
+    Nothing is written unless all trajectories are good. The borders in the table of splits count stored frames, so
+    that data sets read it with frame_interval 1.
 
     Raises
     ------
@@ -111,7 +82,8 @@ def read_topology(path: Path) -> Any:
     except Exception as error:  # mdtraj's parsers raise whatever they run into
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputFileError(
-            f"{path} cannot be read as a topology ({reason}); expected a format of mdtraj: PDB, mmCIF, prmtop, psf, gro, h5"
+            f"{path} cannot be read as a topology ({reason}); expected a format of mdtraj: PDB, mmCIF, prmtop, psf, "
+            "gro, h5"
         ) from error
 
 
@@ -144,8 +116,6 @@ def read_chunks(
             if len(kept):
                 yield kept
     except _FORMAT_ERRORS as error:
-        if isinstance(error, TrajectoryError):
-            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise TrajectoryError(
             f"{file} does not match the topology or cannot be read ({reason}); expected frames of {topology.n_atoms} "
@@ -187,8 +157,8 @@ def _check_chunk(xyz_nm: NDArray[np.float32], protein: ProteinAtoms, file: Path,
         row, link = np.unravel_index(np.argmax(bonds), bonds.shape)
         raise TrajectoryError(
             f"{file}: in frame {(n_before + int(row)) * stride} the chain is broken between {protein.labels[link]} and "
-            f"{protein.labels[link + 1]} (C-N {bonds[row, link]:.1f} Angstrom, expected below {MAX_PEPTIDE_BOND}); make "
-            "molecules whole across the periodic box, or give one unbroken chain with --selection"
+            f"{protein.labels[link + 1]} (C-N {bonds[row, link]:.1f} Angstrom, expected below {MAX_PEPTIDE_BOND}); "
+            "make molecules whole across the periodic box, or give one unbroken chain with --selection"
         )
 
 
@@ -209,13 +179,13 @@ def _targets(settings: PrepareSE3Settings, *, overwrite: bool) -> dict[str, Path
     """Trajectory name -> file to write."""
     if settings.suffix and settings.name.endswith(settings.suffix):
         raise SettingError(
-            f"the name {settings.name!r} ends with the suffix {settings.suffix!r}, which would be applied twice; give the "
-            "name without it"
+            f"the name {settings.name!r} ends with the suffix {settings.suffix!r}, which would be applied twice; "
+            "give the name without it"
         )
     if settings.train_share + settings.val_share >= 1:
         raise SettingError(
-            f"train_share + val_share is {settings.train_share + settings.val_share:g}; expected less than 1, the rest is "
-            "for testing"
+            f"train_share + val_share is {settings.train_share + settings.val_share:g}; expected less than 1, the "
+            "rest is for testing"
         )
     folder = settings.output / settings.name if settings.nested else settings.output
     if settings.output.is_file():
@@ -246,8 +216,8 @@ class _Tables:
         for row in self.proteins:
             if row["name"] == settings.name and row["seqres"].strip() != sequence:
                 raise OutputError(
-                    f"{self.atlas_csv} has {settings.name} with another sequence ({row['seqres']} instead of {sequence}); "
-                    "give --overwrite or another name"
+                    f"{self.atlas_csv} has {settings.name} with another sequence ({row['seqres']} instead of "
+                    f"{sequence}); give --overwrite or another name"
                 )
         present = sorted({row["name"] for row in self.splits} & set(names))
         if present:

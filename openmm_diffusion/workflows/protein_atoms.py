@@ -27,7 +27,7 @@ _VARIANTS = {
     "ARG": "ARN ARGN",
     "TYR": "TYM TYRM",
 }
-_STANDARD = {name: name for name in rc.RESTYPES_3[:20]}
+_STANDARD = {name: name for name in rc.RESTYPES_3[: len(rc.RESTYPES)]}
 STANDARD_NAMES = _STANDARD | {variant: name for name, text in _VARIANTS.items() for variant in text.split()}
 # Names of the same atom in older files.
 _OXYGEN = ("O1", "OT1", "OC1", "OT")
@@ -92,15 +92,17 @@ def select_protein(topology: Any, selection: str | None, path: Path) -> ProteinA
     atoms, slots, absent = [], [], []
     for number, residue in enumerate(residues):
         standard = STANDARD_NAMES[_plain(residue.name)]
-        names = [name for name in _atom14_names(standard) if name]
+        names = rc.ATOM14[standard]
         found = {_atom_name(standard, atom.name): atom.index for atom in residue.atoms if atom.index in chosen}
-        if "O" not in found:
-            found |= {"O": found[name] for name in reversed(_OXYGEN) if name in found}
+        oxygens = [found[name] for name in _OXYGEN if name in found]
+        if "O" not in found and oxygens:
+            found["O"] = oxygens[0]
         missing = [name for name in names if name not in found]
         if set(missing) & set(BACKBONE):
             raise TrajectoryError(
-                f"{path}: residue {residue} lacks {', '.join(name for name in missing if name in BACKBONE)}; expected N, "
-                "CA, C and O in every residue, complete the structure or select another part with --selection"
+                f"{path}: residue {residue} lacks {', '.join(name for name in missing if name in BACKBONE)}; "
+                "expected N, CA, C and O in every residue, complete the structure or select another part with "
+                "--selection"
             )
         absent += [f"{residue}-{name}" for name in missing]
         present = [(found[name], 14 * number + slot) for slot, name in enumerate(names) if name in found]
@@ -123,7 +125,8 @@ def _residues(topology: Any, selection: str | None, path: Path) -> tuple[list[An
         except Exception as error:  # the parser's exceptions come from three libraries
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise SettingError(
-                f"the selection {selection!r} is not understood ({reason}); expected mdtraj's language, such as 'chainid 0'"
+                f"the selection {selection!r} is not understood ({reason}); expected mdtraj's language, such as "
+                "'chainid 0'"
             ) from error
     residues, skipped = [], Counter[str]()
     for residue in topology.residues:
@@ -141,7 +144,8 @@ def _residues(topology: Any, selection: str | None, path: Path) -> tuple[list[An
             skipped[residue.name] += 1
     if not residues:
         raise TrajectoryError(
-            f"{path} has no amino acid in the selection {selection or 'all'!r}; expected a protein chain, check --selection"
+            f"{path} has no amino acid in the selection {selection or 'all'!r}; expected a protein chain, check "
+            "--selection"
         )
     chains = sorted({residue.chain.index for residue in residues})
     if len(chains) > 1:
@@ -160,7 +164,3 @@ def _plain(name: str) -> str:
 
 def _atom_name(standard: str, name: str) -> str:
     return _ATOM_NAMES.get((standard, name), name)
-
-
-def _atom14_names(standard: str) -> list[str]:
-    return list(rc.ATOM14_NAMES[standard])

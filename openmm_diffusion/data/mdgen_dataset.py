@@ -1,0 +1,280 @@
+"""MD frames as training samples of the SE(3) model: centred, scaled, cropped, noised, a whole batch at a time."""
+
+import copy
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from ..diffusion.se3_diffuser import SE3Diffuser
+from ..errors import SettingError
+from ..geometry import residue_constants as rc
+from ..geometry.frames import atom14_to_atom37
+from .collate import PER_RESIDUE, Sample, Samples, pad
+from .crops import CropSet, InclusionReport, make_crops
+from .frame_splits import check_mode
+from .md_arrays import sequence_name
+from .md_options import DataOptions
+from .md_trajectories import Features, alpha_carbon_std, find_trajectories, present14, read_features
+
+logger = logging.getLogger(__name__)
+
+TRAINING_MODES = ("train", "train_early")
+_BYTES_A_RESIDUE = 4 * (14 * 3 + 7 + 14 + 7)  # of one frame's features
+_EAGER_CROPS = 8  # proteins whose crops are made at once, so that errors come early
+
+
+class MDGenDataset(Dataset[Sample]):
+    """Frames of MD trajectories `{name}_R{k}{suffix}.npy`, one sample each, noised by a diffuser.
+
+    Parameters
+    ----------
+    args
+        A mapping or an object with the options of `DataOptions`; others are ignored.
+    diffuser
+        Gives noise and scores. The data set keeps a copy of its own, with the data's `coord_scale` (and, where
+        coordinate_scaling is "auto", that as the scaling per Angstrom).
+    mode
+        "train", "train_early", "val", "test" or "all": which frames of the table of splits. Times are uniform and
+        residues are cropped in the training modes only; elsewhere each index has its time, from a fixed grid, and its
+        noise, always the same.
+
+    Notes
+    -----
+    Training noise comes from a generator seeded by (seed, worker, epoch, number of the call, indices of the batch):
+    reproducible for one seed and order of batches, different in every epoch, worker and rank. Lengths in samples are
+    Angstrom * coord_scale about the centroid of the visible CA. Fetch batches with `collate`.
+    """
+
+    def __init__(self, args: Any, diffuser: SE3Diffuser, mode: str = "train") -> None:
+        self.options = DataOptions.of(args)
+        self.mode = check_mode(mode)
+        self.diffuser = copy.deepcopy(diffuser)
+        self.epoch = 0
+        self._calls = 0
+        self._crops: dict[str, CropSet] = {}
+        self._fixed_noise: dict[int, dict[str, Tensor]] = {}
+        self._coord_scale: float | None = None
+        self.trajectories = find_trajectories(self.options, mode)
+        self._ends = np.cumsum([len(t) for t in self.trajectories])
+        size = sum(len(t) * len(t.sequence) for t in self.trajectories) * _BYTES_A_RESIDUE
+        self._cache: list[Features] | None = None
+        if size <= 1e6 * self.options.cache_mb:
+            self._cache = [read_features(t, np.arange(t.start, t.stop)) for t in self.trajectories]
+        if self.options.coord_scale is not None:
+            self.coord_scale = self.options.coord_scale
+        if mode in TRAINING_MODES:
+            self._check_scale()
+            proteins = list(dict.fromkeys(sequence_name(t.name) for t in self.trajectories))
+            if self.options.crop_ratio < 1 and len(proteins) <= _EAGER_CROPS:
+                for protein in proteins:
+                    logger.info("crops of %s: %s", protein, self.crops(protein).report)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def coord_scale(self) -> float:
+        """Length units of the samples per Angstrom: 1 / std of the training frames' CA unless set.
+
+        In every mode it is measured on the *training* frames of the tables; set the training set's on the others
+        anyway where they may read other files.
+        """
+        if self._coord_scale is None:
+            self.coord_scale = 1.0 / alpha_carbon_std(self.trajectories, self.options.scale_frames)
+        assert self._coord_scale is not None
+        return self._coord_scale
+
+    @coord_scale.setter
+    def coord_scale(self, value: float) -> None:
+        value = float(value)
+        if not (math.isfinite(value) and value > 0):
+            raise SettingError(f"coord_scale is {value}; expected a positive number of units per Angstrom")
+        self._coord_scale = value
+        self._fixed_noise.clear()
+        self.diffuser.coord_scale = value
+        self.diffuser.with_auto_scaling(1.0 / value)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another epoch, another noise, also where a training is resumed; not needed otherwise."""
+        self.epoch, self._calls = epoch, 0
+
+    def crops(self, protein: str) -> CropSet:
+        """The crops of a protein, made on the first training frame of its first trajectory."""
+        if protein not in self._crops:
+            first = next(t for t in self.trajectories if sequence_name(t.name) == protein)
+            ca = read_features(first, np.array([first.train_start])).atom14[0, :, 1].numpy()
+            options = self.options
+            self._crops[protein] = make_crops(ca, options.crop_ratio, options.inclusion, options.crop_tolerance)
+        return self._crops[protein]
+
+    def inclusion_reports(self) -> dict[str, InclusionReport]:
+        """How equally the residues of each protein are in its crops; empty without crops."""
+        if self.options.crop_ratio == 1 or self.mode not in TRAINING_MODES:
+            return {}
+        return {p: self.crops(p).report for p in dict.fromkeys(sequence_name(t.name) for t in self.trajectories)}
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample; see `__getitems__`."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        """The samples of a batch, read and noised together; `Samples.batch` is the (padded) batch itself."""
+        rows = np.asarray(indices, np.int64)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if ((rows < 0) | (rows >= len(self))).any():
+            raise IndexError(f"index {indices} is out of range for {len(self)} samples")
+        which = np.searchsorted(self._ends, rows, side="right")
+        frames = rows - np.append(0, self._ends)[which]
+        lengths = [len(self.trajectories[k].sequence) for k in which]
+        rng = self._rng(rows)
+        features = self._features(which, frames, max(lengths))
+        batch = self._clean(features, self._masks(which, lengths, rng))
+        batch["t"] = self._times(rows, rng)
+        batch |= self._noised(batch, rows, lengths, rng)
+        batch["name"] = [self.trajectories[k].name for k in which]
+        batch["frame_indices"] = torch.as_tensor(frames + np.array([t.start for t in self.trajectories])[which])
+        return Samples(batch, lengths)
+
+    def _features(self, which: NDArray[np.int64], frames: NDArray[np.int64], length: int) -> dict[str, Tensor]:
+        """Features of a batch, each trajectory's read at once, padded to one length."""
+        parts: list[dict[str, Tensor]] = []
+        order = np.argsort(which, kind="stable")
+        for k in np.unique(which):
+            rows = frames[which == k]
+            trajectory = self.trajectories[k]
+            if self._cache is None:
+                # A memory map is read fastest in order, and each frame once.
+                different, back = np.unique(rows, return_inverse=True)
+                read = read_features(trajectory, trajectory.start + different)[torch.as_tensor(back)]
+            else:
+                read = self._cache[k][torch.as_tensor(rows)]
+            aatype = torch.as_tensor(rc.aatype(trajectory.sequence)).expand(len(rows), -1)
+            fields = {
+                "rigids_0": read.rigids,
+                "atom14_pos": read.atom14,
+                "torsion_angles_sin_cos": read.torsions,
+                "torsion_angles_mask": read.torsions_mask,
+                "aatype": aatype,
+                "res_mask": torch.ones(aatype.shape),
+            }
+            if len(trajectory.sequence) < length:
+                fields = {key: pad(key, value.transpose(0, 1), length).transpose(0, 1) for key, value in fields.items()}
+            parts.append(fields)
+        if len(parts) == 1:
+            return parts[0]
+        original = torch.as_tensor(np.argsort(order, kind="stable"))
+        return {key: torch.cat([part[key] for part in parts])[original] for key in parts[0]}
+
+    def _masks(
+        self, which: NDArray[np.int64], lengths: list[int], rng: np.random.Generator | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Crops and weights [B, L] of a batch; None where all residues are visible."""
+        if self.options.crop_ratio == 1 or self.mode not in TRAINING_MODES or rng is None:
+            return None
+        uniform = rng.random(len(which))
+        mask, weight = np.zeros((2, len(which), max(lengths)), np.float32)
+        groups = defaultdict(list)
+        for row, k in enumerate(which):
+            groups[sequence_name(self.trajectories[k].name)].append(row)
+        for protein, rows in groups.items():
+            crops = self.crops(protein)
+            drawn, length = crops.draw(uniform[rows]), lengths[rows[0]]
+            mask[rows, :length] = drawn
+            weight[rows, :length] = drawn * crops.residue_weights
+        return torch.from_numpy(mask), torch.from_numpy(weight)
+
+    def _clean(self, fields: dict[str, Tensor], crop: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+        """Everything but the noise: centred on the visible residues, scaled, with masks and indices."""
+        scale, aatype = self.coord_scale, fields["aatype"]
+        res_mask, weight = crop if crop is not None else (fields["res_mask"], fields["res_mask"])
+        ca = fields["rigids_0"][..., 4:]
+        centroid = (ca * res_mask[..., None]).sum(-2) / res_mask.sum(-1, keepdim=True)
+        there = present14(fields["atom14_pos"])
+        atom14 = (fields["atom14_pos"] - centroid[:, None, None]) * (scale * there[..., None])
+        rigids = torch.cat([fields["rigids_0"][..., :4], (ca - centroid[:, None]) * scale], -1)
+        # Frames of padding stay the identity.
+        rigids = torch.where(fields["res_mask"][..., None] > 0, rigids, fields["rigids_0"])
+        position = torch.arange(aatype.shape[1]).expand(aatype.shape)
+        in_chain = fields["res_mask"].long()
+        atom37 = atom14_to_atom37(torch.cat([atom14, there[..., None]], -1), aatype)
+        return {
+            "rigids_0": rigids,
+            "res_mask": res_mask,
+            "res_weight": weight,
+            "fixed_mask": torch.zeros_like(res_mask),
+            "torsion_angles_sin_cos": fields["torsion_angles_sin_cos"],
+            "torsion_angles_mask": fields["torsion_angles_mask"],
+            "seq_idx": (position + 1) * in_chain,
+            "sc_ca_t": torch.zeros_like(ca),
+            "atom14_pos": atom14,
+            "atom37_pos": atom37[..., :3],
+            "atom37_mask": atom37[..., 3],
+            "aatype": aatype,
+            "chain_idx": torch.zeros_like(aatype),
+            "residue_index": position * in_chain,
+            "residx_atom14_to_atom37": torch.as_tensor(rc.ATOM14_TO_ATOM37)[aatype] * in_chain[..., None],
+            "centroid": centroid,
+            "coord_scale": torch.full((len(aatype),), scale),
+        }
+
+    def _times(self, rows: NDArray[np.int64], rng: np.random.Generator | None) -> Tensor:
+        """Times [B] in [min_t, 1]: uniform in training, else one for each index from a fixed grid."""
+        options, min_t = self.options, float(self.diffuser.conf.min_t)
+        if options.fixed_t is not None:
+            t = np.full(len(rows), options.fixed_t)
+        elif rng is not None:
+            t = min_t + (1.0 - min_t) * rng.random(len(rows))
+        elif options.val_t is not None:
+            t = np.array(options.val_t)[rows % len(options.val_t)]
+        else:
+            levels = min(options.n_val_t, len(self))
+            t = min_t + (1.0 - min_t) * (rows % levels + 0.5) / levels
+        return torch.as_tensor(t, dtype=torch.float32)
+
+    def _noised(
+        self, batch: dict[str, Any], rows: NDArray[np.int64], lengths: list[int], rng: np.random.Generator | None
+    ) -> dict[str, Tensor]:
+        """Noised frames and scores: of the batch at once in training, each index with its own noise elsewhere."""
+        rigids, t, mask = batch["rigids_0"], batch["t"], batch["res_mask"] * (1 - batch["fixed_mask"])
+        if rng is not None:
+            return self.diffuser.forward_marginal(rigids, t, diffuse_mask=mask, generator=_torch_generator(rng))
+        parts = []
+        for row, (index, length) in enumerate(zip(rows.tolist(), lengths, strict=True)):
+            one = self._fixed_noise.get(index)
+            if one is None:
+                generator = _torch_generator(np.random.default_rng([self.options.seed, index]))
+                one = self.diffuser.forward_marginal(
+                    rigids[row, :length], t[row], diffuse_mask=mask[row, :length], generator=generator
+                )
+                if self._cache is not None:
+                    self._fixed_noise[index] = one
+            parts.append({k: pad(k, v, rigids.shape[1]) if k in PER_RESIDUE else v for k, v in one.items()})
+        return {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+
+    def _rng(self, rows: NDArray[np.int64]) -> np.random.Generator | None:
+        """The batch's generator in training, None where noise goes by the index."""
+        if self.mode not in TRAINING_MODES:
+            return None
+        worker = get_worker_info()
+        stream = worker.seed if worker is not None else 0
+        self._calls += 1
+        # The indices differ between ranks, whose streams would be equal otherwise.
+        return np.random.default_rng([self.options.seed, stream, self.epoch, self._calls, *rows.tolist()])
+
+    def _check_scale(self) -> None:
+        """Raise SettingError where the diffused coordinates have another spread than the noise is made for."""
+        scale, first = self.coord_scale, self.trajectories[0]
+        ca = read_features(first, np.array([first.train_start])).rigids[..., 4:] * scale
+        self.diffuser.check_scale(ca)
+
+
+def _torch_generator(rng: np.random.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
