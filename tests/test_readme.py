@@ -1,5 +1,7 @@
 """The README keeps its word: the table of names, the quick start, the figures it shows."""
 
+import functools
+import importlib
 import re
 from pathlib import Path
 
@@ -78,3 +80,65 @@ def test_quick_start_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {}
     exec(block.replace("sampler.run(100)", "sampler.run(5)"), names)
     assert names["sampler"].move.move_list[0].n_proposed == 5  # type: ignore[attr-defined]
+
+
+GEN_MODEL = TEXT.split("| name in gen_model | here |")[1].split("\n\n")[0]
+GEN_MODEL_ROWS = [row for row in re.findall(r"^\| (.+?) \| (.+?) \|$", GEN_MODEL, re.MULTILINE) if row[0][:3] != "---"]
+
+
+def row_with(name: str) -> list[str]:
+    """The names of the left column of the row that holds one of them."""
+    return next(re.findall(r"`([^`]+)`", there) for there, _ in GEN_MODEL_ROWS if f"`{name}`" in there)
+
+
+@pytest.mark.parametrize(("there", "here"), GEN_MODEL_ROWS)
+def test_rows_of_the_second_table_point_to_what_exists(there: str, here: str) -> None:
+    """Modules and their members can be imported, files exist, commands have help."""
+    for name in re.findall(r"`([^`]+)`", here):
+        if name.startswith(("examples/", "openmm_diffusion/")):
+            assert (ROOT / name).is_file(), name
+        elif name.startswith("openmm-diffusion "):
+            assert CliRunner().invoke(app, [*name.split()[1:], "--help"]).exit_code == 0, name
+        elif "." in name and name != "metrics.csv":
+            assert resolved(name) is not None, name
+
+
+def resolved(name: str) -> object:
+    """The module, class, function or method of a dotted name within the package."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(["openmm_diffusion", *parts[:length]]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(name)
+
+
+def test_configuration_keys_have_the_defaults_of_the_specification() -> None:
+    """Every key of the configuration tables exists under its name with its default."""
+    from openmm_diffusion.diffusion.se3_config import SE3Config
+    from openmm_diffusion.models.se3_config import ScoreNetworkConfig
+    from openmm_diffusion.workflows.train_se3_settings import TrainSE3Settings
+
+    noise = {"diffuse_rot": True, "diffuse_trans": True, "so3.schedule": "logarithmic", "so3.min_sigma": 0.1}
+    noise |= {"so3.max_sigma": 1.5, "r3.min_b": 0.1, "r3.max_b": 20.0, "r3.coordinate_scaling": 0.1}
+    network = {"node_embed_size": 256, "edge_embed_size": 128, "ipa.num_blocks": 4, "ipa.no_heads": 12}
+    network |= {"ipa.seq_tfmr_num_layers": 2}
+    for config, defaults in ((SE3Config(), noise), (ScoreNetworkConfig(), network)):
+        assert row_with(next(iter(defaults))) == list(defaults)
+        for key, value in defaults.items():
+            assert functools.reduce(getattr, key.split("."), config) == value, key
+    fields = TrainSE3Settings.model_fields
+    assert [fields[name].default for name in ("rot_loss_weight", "trans_loss_weight", "psi_loss_weight")] == [1.0] * 3
+
+
+def test_flags_of_the_specification_are_taken() -> None:
+    """`train se3` takes every flag of the specification's command under its own name, and no made-up one."""
+    flags = row_with("--data_dir")
+    assert len(flags) == 8
+    given = [word for flag in flags for word in (flag, "1")]
+    assert CliRunner().invoke(app, ["train", "se3", *given, "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, ["train", "se3", *given, "--data_folder", "1", "--help"]).exit_code != 0

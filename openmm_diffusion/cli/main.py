@@ -8,7 +8,10 @@ import typer
 
 from .. import __version__
 from ..workflows import job_settings as jobs
+from ..workflows.generate_se3_settings import GenerateSE3Settings
+from ..workflows.prepare_se3_settings import PrepareSE3Settings
 from ..workflows.settings import Settings
+from ..workflows.train_se3_settings import TrainSE3Settings
 from .options import one_sentence, settings_command
 
 app = typer.Typer(
@@ -17,6 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Options may be written with underscores, as the commands of published code have them: --data_dir.
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
 prepare = typer.Typer(help="Turn trajectories into training data.", no_args_is_help=True)
 train = typer.Typer(help="Train a model.", no_args_is_help=True)
@@ -29,8 +34,11 @@ _JOBS: dict[str, type[Settings]] = {
     "simulate": jobs.SimulateSettings,
     "md": jobs.PlainMDSettings,
     "prepare torsion": jobs.PrepareTorsionSettings,
+    "prepare se3": PrepareSE3Settings,
     "train torsion": jobs.TrainTorsionSettings,
+    "train se3": TrainSE3Settings,
     "generate torsion": jobs.GenerateTorsionSettings,
+    "generate se3": GenerateSE3Settings,
 }
 
 
@@ -77,6 +85,15 @@ def _prepare_torsion(settings: Any, **switches: bool) -> None:
     typer.echo(f"{len(data)} frames of {', '.join(data.molecule.torsions)}")
 
 
+def _prepare_se3(settings: Any, **switches: bool) -> None:
+    from ..workflows.prepare_se3 import prepare_se3
+
+    data = prepare_se3(settings, **switches)
+    for path, n_frames in data.files.items():
+        typer.echo(f"{path}: {n_frames} frames of {len(data.sequence)} residues")
+    typer.echo(f"tables: {data.atlas_csv}, {data.train_split}")
+
+
 def _train_torsion(settings: Any, **switches: bool) -> None:
     from ..workflows.train_torsion import train_torsion
 
@@ -98,11 +115,40 @@ def _train_torsion(settings: Any, **switches: bool) -> None:
     )
 
 
+def _train_se3(settings: Any, **switches: bool) -> None:
+    from ..workflows.train_se3 import train_se3
+
+    model = train_se3(settings, **switches)
+    if model is None:  # not the first of several processes
+        return
+    metrics = model.card["metrics"]
+    terms = ", ".join(f"{name} {metrics[f'val_{name}_loss']:.4f}" for name in ("rot", "trans", "psi"))
+    typer.echo(f"validation loss {metrics['val_loss']:.4f} ({terms}) after {model.card['steps']} steps")
+    _tree(
+        settings.save_dir,
+        {
+            "model.safetensors": "the weights, averaged over the last steps",
+            "model.json": "the card: architecture, noise process, data, commands, metrics, sha256",
+            "loss_curve.png": "training and validation loss",
+            "metrics.csv": "the same as numbers",
+            "checkpoints/last.ckpt": "for --resume",
+            "settings.yaml": "the resolved settings",
+        },
+    )
+
+
 def _generate_torsion(settings: Any, **switches: bool) -> None:
     from ..workflows.generate_torsion import FILES, generate_torsion, summary_text
 
     summary = generate_torsion(settings, **switches)
     typer.echo(summary_text(summary))
+    _tree(settings.output, FILES)
+
+
+def _generate_se3(settings: Any, **switches: bool) -> None:
+    from ..workflows.generate_se3 import FILES, generate_se3, quality_text
+
+    typer.echo(quality_text(generate_se3(settings, **switches)))
     _tree(settings.output, FILES)
 
 
@@ -127,9 +173,24 @@ prepare.command("torsion")(
         jobs.PrepareTorsionSettings, _prepare_torsion, help="Backbone torsions of any trajectory that mdtraj reads."
     )
 )
+prepare.command("se3")(
+    settings_command(
+        PrepareSE3Settings,
+        _prepare_se3,
+        help="Backbone and side-chain atoms of any trajectory that mdtraj reads, as arrays for `train se3`.",
+    )
+)
 train.command("torsion")(
     settings_command(
         jobs.TrainTorsionSettings, _train_torsion, resumable=True, help="Train the torsion diffusion model."
+    )
+)
+train.command("se3")(
+    settings_command(
+        TrainSE3Settings,
+        _train_se3,
+        resumable=True,
+        help="Train the SE(3) diffusion model of backbone frames. Options may be written with underscores: --data_dir.",
     )
 )
 generate.command("torsion")(
@@ -137,6 +198,13 @@ generate.command("torsion")(
         jobs.GenerateTorsionSettings,
         _generate_torsion,
         help="Sample torsions, build structures, correct them by Boltzmann weights, and start MD from each.",
+    )
+)
+generate.command("se3")(
+    settings_command(
+        GenerateSE3Settings,
+        _generate_se3,
+        help="Sample backbones from an SE(3) model, and compare them with molecular dynamics.",
     )
 )
 
@@ -173,6 +241,7 @@ def show_config(
     values = cls.build(given).model_dump(mode="json") if given else {}
     for key, field in cls.model_fields.items():
         value = values.get(key, None if field.is_required() else field.default)
+        value = str(value) if isinstance(value, Path) else value
         line = yaml.safe_dump({key: value}, default_flow_style=True, width=10_000).strip().strip("{}")
         prefix = "# " if value is None else ""
         typer.echo(f"{prefix}{line}  # {field.description}{' (required)' if field.is_required() else ''}")

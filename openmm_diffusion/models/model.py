@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..diffusion.se3_config import SE3Config
+from ..diffusion.se3_diffuser import SE3Diffuser
 from ..errors import SettingError
+from ..geometry.residue_constants import RESTYPES, RESTYPES_3
 from ..peptide import MoleculeDescription, describe
+from .score_network import ScoreNetwork
+from .se3_config import ScoreNetworkConfig
 from .torsion_network import TorsionNetwork, TorsionNetworkConfig
 
 DEFAULT_KINDS = ("phi", "psi")
@@ -22,9 +27,9 @@ class Model:
     Attributes
     ----------
     kind
-        "torsion".
+        "torsion" or "se3".
     network
-        The score network, float32.
+        The score network, float32: a `TorsionNetwork`, or a `ScoreNetwork` with its diffuser.
     molecule
         Sequences and torsion labels that the model is for.
     card
@@ -44,6 +49,12 @@ class Model:
         """Steps of the map from noise to data, unless a move asks for another number."""
         return int(self.card.get("sampling", {}).get("n_diffusion_steps", 8))
 
+    @property
+    def sequence(self) -> str:
+        """One letter for each residue, X for caps; chains one after another."""
+        names = [name for sequence in self.molecule.sequences for name in sequence]
+        return "".join(_ONE_LETTER.get(name, "X") for name in names)
+
     def sha256(self) -> str:
         """Fingerprint of the architecture, the molecule and every weight."""
         digest = hashlib.sha256(repr((self.kind, self.molecule.to_dict())).encode())
@@ -61,18 +72,27 @@ def create(
     Parameters
     ----------
     kind
-        "torsion".
+        "torsion" or "se3".
     topology
         An OpenMM `Topology`, or a `MoleculeDescription`.
     seed
         Seed of the weights.
     torsions
-        Which torsions the model moves (ignored for a `MoleculeDescription`, which lists them).
+        Which torsions a torsion model moves (ignored for a `MoleculeDescription`, which lists them).
     config
-        Sizes of the network, see `TorsionNetworkConfig`.
+        Torsion models: sizes of the network, see `TorsionNetworkConfig`. SE(3) models: `model_conf` (see
+        `ScoreNetworkConfig`), `se3_conf` (see `SE3Config`), `coord_scale` (length units of the batches per Angstrom).
+
+    Raises
+    ------
+    SettingError
+        For an unknown kind, and for a configuration that is not of that kind.
     """
     build = _builder(kind)
-    molecule = topology if isinstance(topology, MoleculeDescription) else describe(topology, torsions)
+    kinds = torsions if kind == "torsion" else ()
+    molecule = topology if isinstance(topology, MoleculeDescription) else describe(topology, kinds)
+    if kind == "se3":
+        config = _se3_configuration(config)
     recipe = {"kind": kind, "molecule": molecule.to_dict(), "seed": seed, "config": dict(config)}
     return Model(kind, build(molecule, config, seed), molecule, {}, {"create": recipe})
 
@@ -85,8 +105,24 @@ def from_recipe(recipe: dict[str, Any]) -> Model:
 
 def configuration(network: nn.Module) -> dict[str, Any]:
     """The configuration that a network was built from, as plain values."""
+    if isinstance(network, ScoreNetwork):
+        return {
+            "coord_scale": float(network.diffuser.coord_scale),
+            "model_conf": network.config.to_dict(),
+            "se3_conf": network.diffuser.conf.model_dump(),
+        }
     config: Any = network.config
     return dict(config.to_dict())
+
+
+def protein(sequence: str) -> MoleculeDescription:
+    """The description of one chain without caps, from its one-letter codes; raises SettingError for other letters."""
+    unknown = sorted(set(sequence) - set(RESTYPES))
+    if unknown or not sequence:
+        raise SettingError(
+            f"the sequence {sequence!r} has the letters {', '.join(unknown) or 'none'}; expected {''.join(RESTYPES)}"
+        )
+    return MoleculeDescription((tuple(_THREE_LETTERS[letter] for letter in sequence),))
 
 
 def _torsion_network(molecule: MoleculeDescription, config: dict[str, Any], seed: int) -> nn.Module:
@@ -100,7 +136,34 @@ def _torsion_network(molecule: MoleculeDescription, config: dict[str, Any], seed
         ) from error
 
 
-_BUILDERS: dict[str, Callable[[MoleculeDescription, dict[str, Any], int], nn.Module]] = {"torsion": _torsion_network}
+def _se3_configuration(config: dict[str, Any]) -> dict[str, Any]:
+    """All of an SE(3) model's configuration as plain values."""
+    known = ("coord_scale", "model_conf", "se3_conf")
+    if unknown := sorted(set(config) - set(known)):
+        raise SettingError(f"the configuration has {', '.join(unknown)}; an SE(3) model takes {', '.join(known)}")
+    scale = config.get("coord_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.0 < scale < float("inf"):
+        raise SettingError(f"coord_scale is {scale!r}; expected length units per Angstrom, a number above 0")
+    return {
+        "coord_scale": float(scale),
+        "model_conf": ScoreNetworkConfig.of(config.get("model_conf", {})).to_dict(),
+        "se3_conf": SE3Config.of(config.get("se3_conf", {})).model_dump(),
+    }
+
+
+def _se3_network(_molecule: MoleculeDescription, config: dict[str, Any], seed: int) -> nn.Module:
+    values = _se3_configuration(dict(config))
+    scale = values["coord_scale"]
+    diffuser = SE3Diffuser(values["se3_conf"], scale).with_auto_scaling(1.0 / scale)
+    return ScoreNetwork(values["model_conf"], diffuser, seed=seed)
+
+
+_ONE_LETTER = {name: RESTYPES[index] for index, name in enumerate(RESTYPES_3[: len(RESTYPES)])}
+_THREE_LETTERS = {letter: name for name, letter in _ONE_LETTER.items()}
+_BUILDERS: dict[str, Callable[[MoleculeDescription, dict[str, Any], int], nn.Module]] = {
+    "torsion": _torsion_network,
+    "se3": _se3_network,
+}
 
 
 def _builder(kind: str) -> Callable[[MoleculeDescription, dict[str, Any], int], nn.Module]:

@@ -40,6 +40,7 @@ def save(model: Model, path: str | Path) -> Path:
         "format": FORMAT,
         "kind": model.kind,
         "molecule": model.molecule.to_dict(),
+        **({"sequence": model.sequence} if model.kind == "se3" else {}),
         "network": configuration(model.network),
         "sha256": model.sha256(),
     }

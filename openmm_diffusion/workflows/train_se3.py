@@ -1,0 +1,206 @@
+"""Train an SE(3) model on prepared trajectories, write it with its card."""
+
+import json
+import logging
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputFileError
+from .output import prepare_folder
+from .se3_presets import merged, preset
+from .settings import command_line, read_yaml, refuse_other_settings
+from .train_se3_settings import TrainSE3Settings
+
+if TYPE_CHECKING:
+    from ..data.mdgen_dataset import MDGenDataset
+    from ..models import Model
+    from ..training.se3_module import SE3Module
+
+__all__ = ["TrainSE3Settings", "configurations", "data_sets", "train_se3"]
+
+logger = logging.getLogger(__name__)
+N_VAL_T = 20
+VALIDATION_FRAMES = 20 * (N_VAL_T + 1)
+# What may change when a training is resumed: how long and on what it runs, not what is learned.
+_FREE = (
+    *("save_dir", "epochs", "max_minutes", "validate_every", "num_workers", "threads"),
+    *("accelerator", "devices", "num_nodes", "strategy", "precision"),
+)
+
+
+def train_se3(
+    settings: TrainSE3Settings, *, overwrite: bool = False, resume: bool = False, progress: bool = True
+) -> "Model | None":
+    """Train and write `model.safetensors`, `model.json`, `metrics.csv`, `loss_curve.png`; return the model.
+
+    Of a training in several processes the first one writes; the others return None.
+
+    Raises
+    ------
+    OutputError
+        Where the folder holds results and neither `overwrite` nor `resume` is set, or those of other settings.
+    TrajectoryError, InputFileError, SettingError
+        Where data, tables or settings are wrong; nothing is written then.
+    TrainingError
+        Where the loss becomes NaN, or the training is interrupted.
+    """
+    import torch
+
+    from ..training.se3_data import SE3DataModule
+    from ..training.se3_fit import check_options, fit_se3, is_first_process
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    module = _module(settings)
+    train, validation = data_sets(settings)
+    module.set_coord_scale(train.coord_scale)
+    data = SE3DataModule(train, validation, settings.batch_size, settings.num_workers, settings.seed, VALIDATION_FRAMES)
+    data.steps_per_epoch()
+    options = _fit_options(settings, progress=progress, resume=resume)
+    check_options(options)
+    folder = settings.save_dir
+    if is_first_process():
+        if resume:
+            refuse_other_settings(settings, but=_FREE)
+        folder = prepare_folder(folder, overwrite=overwrite, resume=resume)
+        settings.write(folder / "settings.yaml")
+    metrics = fit_se3(module, data, folder, options)
+    if not is_first_process():
+        return None
+    return _write(settings, module, train, metrics)
+
+
+def configurations(settings: TrainSE3Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configurations of network and noise process: the preset, and the files over it."""
+    given = (settings.model_conf, settings.se3_conf)
+    model_conf, se3_conf = (
+        base if path is None else merged(base, read_yaml(path))
+        for base, path in zip(preset(settings.preset), given, strict=True)
+    )
+    return model_conf, se3_conf
+
+
+def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset"]:
+    """Training and validation frames, the latter with the coord_scale of the former."""
+    from ..data.mdgen_dataset import MDGenDataset
+    from ..diffusion.se3_diffuser import SE3Diffuser
+
+    diffuser = SE3Diffuser(configurations(settings)[1])
+    min_t = diffuser.conf.min_t
+    centres = min_t + (1.0 - min_t) * (np.arange(N_VAL_T) + 0.5) / N_VAL_T
+    arguments = {
+        "data_dir": settings.data_dir,
+        "atlas_csv": _table(settings.atlas_csv, settings.data_dir, "atlas.csv", required=True),
+        "train_split": _table(settings.train_split, settings.data_dir, "frame_splits.csv", required=False),
+        "suffix": settings.suffix,
+        "frame_interval": settings.frame_interval,
+        "crop_ratio": settings.crop_ratio,
+        "inclusion": settings.inclusion,
+        "overfit": settings.overfit,
+        "seed": settings.seed,
+        # Spread from the start on, so that a few validation frames see all of the range.
+        "val_t": [1.0, *(float(centres[7 * k % N_VAL_T]) for k in range(N_VAL_T))],
+    }
+    train = MDGenDataset(arguments, diffuser, "train")
+    validation = MDGenDataset(arguments, diffuser, "val")
+    validation.coord_scale = train.coord_scale
+    return train, validation
+
+
+def _table(given: Path | None, data_dir: Path, name: str, *, required: bool) -> Path | None:
+    path = given if given is not None else data_dir / name
+    if path.is_file() or (given is None and not required):
+        return path if path.is_file() else None
+    raise InputFileError(f"there is no table {path}; make it with 'prepare se3', or give another")
+
+
+def _module(settings: TrainSE3Settings) -> "SE3Module":
+    from ..training.se3_module import SE3Module
+
+    model_conf, se3_conf = configurations(settings)
+    return SE3Module(
+        model_conf,
+        se3_conf,
+        settings.lr,
+        rot_loss_weight=settings.rot_loss_weight,
+        trans_loss_weight=settings.trans_loss_weight,
+        psi_loss_weight=settings.psi_loss_weight,
+        self_conditioning=settings.self_conditioning,
+        seed=settings.seed,
+        warmup_steps=settings.warmup_steps,
+        cosine_decay=settings.cosine_decay,
+        trans_weighting=settings.trans_weighting,
+        loss_clip=settings.loss_clip,
+        atom_loss_weight=settings.atom_loss_weight,
+        distance_loss_weight=settings.distance_loss_weight,
+    )
+
+
+def _fit_options(settings: TrainSE3Settings, *, progress: bool, resume: bool) -> Any:
+    import torch
+
+    from ..training.se3_fit import SE3FitOptions
+
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return SE3FitOptions(
+        epochs=settings.epochs,
+        max_minutes=settings.max_minutes,
+        ema_decay=settings.ema_decay,
+        gradient_clip=settings.gradient_clip,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=settings.precision or ("bf16-mixed" if on_gpu else "32-true"),
+        validate_every=settings.validate_every,
+        progress=progress,
+        resume=resume,
+    )
+
+
+def _write(
+    settings: TrainSE3Settings, module: "SE3Module", train: "MDGenDataset", metrics: dict[str, float]
+) -> "Model":
+    import dataclasses
+
+    from ..analysis import plots
+    from ..models import Model, save
+    from ..models.model import protein
+    from ..peptide import MoleculeDescription
+
+    folder = settings.save_dir
+    sequences = list(dict.fromkeys(trajectory.sequence for trajectory in train.trajectories))
+    if len(sequences) > 1 and not module.model_conf.embed.embed_residue_type:
+        logger.warning(
+            "trained on %d proteins without embed_residue_type: the model cannot tell them apart", len(sequences)
+        )
+    molecule = MoleculeDescription(tuple(protein(sequence).sequences[0] for sequence in sequences))
+    card = _card(settings, module, train, metrics)
+    model = Model("se3", module.network.cpu().eval(), molecule, card)
+    weights = save(model, folder / "model")
+    plots.save(plots.loss_curve(folder / "metrics.csv"), folder / "loss_curve.png")
+    return dataclasses.replace(model, source={"path": str(weights.resolve())})
+
+
+def _card(
+    settings: TrainSE3Settings, module: "SE3Module", train: "MDGenDataset", metrics: dict[str, float]
+) -> dict[str, Any]:
+    import torch
+
+    from .. import __version__
+
+    names = [trajectory.name for trajectory in train.trajectories]
+    return {
+        "description": f"SE(3) backbone diffusion model trained on {', '.join(names[:5])}"
+        + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
+        "sampling": {"n_diffusion_steps": 100, "self_conditioning": module.self_conditioning > 0},
+        "training_data": {"trajectories": len(names), "frames": len(train), "coord_scale": train.coord_scale},
+        "training": json.loads(settings.model_dump_json(exclude={"data_dir", "save_dir", "atlas_csv", "train_split"})),
+        "steps": int(metrics.pop("step", 0)),
+        "metrics": {key: round(value, 5) for key, value in metrics.items()},
+        "commands": [command_line("train se3", settings)],
+        "made": {"date": date.today().isoformat(), "openmm_diffusion": __version__, "torch": torch.__version__},
+    }
