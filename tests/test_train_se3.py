@@ -198,12 +198,12 @@ def test_B11_gradients_are_clipped_and_weights_averaged(
         return result
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    model = train_se3(settings(villin, tmp_path / "out", gradient_clip=0.05), progress=False)
+    model = train_se3(settings(villin, tmp_path / "out", gradient_clip=0.05, ema_decay=0.4), progress=False)
     assert model is not None and len(norms) == 8
     assert max(norms) <= 0.05 * (1 + 1e-4) and min(norms) > 0.049
     average = path[0]
     for n, weights in enumerate(path[1:], 1):
-        decay = min(0.9, (1 + n) / (10 + n))
+        decay = min(0.4, (1 + n) / (10 + n))
         average = decay * average + (1 - decay) * weights
     first = next(model.network.parameters())
     assert torch.allclose(first, average, atol=1e-6) and not torch.allclose(first, path[-1], atol=1e-6)

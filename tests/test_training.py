@@ -124,6 +124,26 @@ def test_training_resumes(tmp_path: Path) -> None:
     assert new >= N_STEPS - 1 and after[new] < before[min(before)]
 
 
+def test_a_killed_training_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in its second epoch, a training has a checkpoint of the first, with the last weights beside the average."""
+    step = TorsionModule.training_step
+
+    def dying(self: TorsionModule, batch: Any, index: int) -> Any:
+        if self.trainer.global_step == 150:
+            raise RuntimeError("killed")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(TorsionModule, "training_step", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, N_STEPS)
+    monkeypatch.undo()
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert checkpoint["global_step"] == 100
+    averaged, last = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert any(not torch.equal(averaged[name], last[name]) for name in averaged)
+    assert train(tmp_path, N_STEPS, resume=True).trainer.global_step == N_STEPS
+
+
 def test_resumed_training_appends_to_its_metrics(tmp_path: Path) -> None:
     """The metrics of the first part are still there after resuming."""
     train(tmp_path, 100)

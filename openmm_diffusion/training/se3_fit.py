@@ -2,22 +2,17 @@
 
 import logging
 import pickle
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
 
 from ..errors import ModelFileError, OpenMMDiffusionError, SettingError, TrainingError, first_line
-from .fit import _prepend, _set_aside
+from .callbacks import LastCheckpoint, TimeBudget, moving_average, prepend, set_aside
 from .se3_data import SE3DataModule
 from .se3_module import SE3Module
 
@@ -101,7 +96,7 @@ def fit_se3(module: SE3Module, data: SE3DataModule, folder: Path, options: SE3Fi
         raise
     finally:
         if earlier is not None:
-            _prepend(earlier, folder / "metrics.csv")
+            prepend(earlier, folder / "metrics.csv")
     validated = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return {"step": trainer.global_step, **trained, **validated}
 
@@ -115,8 +110,8 @@ def _earlier_metrics(folder: Path) -> Path | None:
     """The metrics of the parts before, set aside; those of a part that was killed while it had some aside, first."""
     aside, metrics = folder / "metrics_earlier.csv", folder / "metrics.csv"
     if aside.exists():
-        _prepend(aside, metrics)
-    return _set_aside(metrics)
+        prepend(aside, metrics)
+    return set_aside(metrics)
 
 
 def _trainer(folder: Path, options: SE3FitOptions, steps_per_epoch: int) -> lightning.Trainer:
@@ -163,70 +158,3 @@ def _devices(devices: str | int) -> str | int:
 def _n_processes(options: SE3FitOptions) -> int:
     devices = _devices(options.devices)
     return max(1, devices if isinstance(devices, int) else 1) * options.num_nodes
-
-
-def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """The update of an exponential moving average whose decay grows as (1 + n) / (10 + n) to `decay`.
-
-    With the full decay from the start, the untrained weights would count e^-1 after 1 / (1 - decay) steps.
-    """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
-        n = int(n_averaged)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
-
-    return update
-
-
-class LastCheckpoint(Checkpoint):
-    """Writes one checkpoint after every epoch, and within long ones, over the one before.
-
-    Lightning's own with `save_top_k=0` writes at the end of the training only, when the averaged weights have taken the
-    place of the last ones: a resumed training would not be the uninterrupted one.
-    """
-
-    _STEPS = 2000
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Save within a long epoch."""
-        if trainer.global_step % self._STEPS == 0:
-            trainer.save_checkpoint(self._path)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Save after an epoch."""
-        trainer.save_checkpoint(self._path)
-
-
-class TimeBudget(Callback):
-    """Stops a training after so many seconds, and tells the module which share of them is over.
-
-    The time of earlier parts is in the checkpoint. All processes go by the clock of the first.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._before, self._start = seconds, 0.0, time.monotonic()
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock."""
-        self._start = time.monotonic()
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Stop where the time is over."""
-        elapsed = trainer.strategy.broadcast(self._elapsed()) if trainer.world_size > 1 else self._elapsed()
-        pl_module.time_share = elapsed / self._seconds
-        trainer.should_stop = trainer.should_stop or elapsed >= self._seconds
-
-    def state_dict(self) -> dict[str, Any]:
-        """The seconds that are over."""
-        return {"elapsed": self._elapsed()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the seconds of an earlier part."""
-        self._before = float(state_dict["elapsed"])
-
-    def _elapsed(self) -> float:
-        return self._before + time.monotonic() - self._start
