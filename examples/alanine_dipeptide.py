@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_diffusion.workflows.console import run_program, use_one_thread
+from openmm_diffusion.workflows.console import output_tree, run_program, use_one_thread
 
 MODELS = {"obc": "alanine-dipeptide-torsion", "vacuum": "alanine-dipeptide-torsion-vacuum"}
 
@@ -104,9 +104,7 @@ def run(options: argparse.Namespace) -> None:
     write_json(folder / "summary.json", summary)
     print()
     print(report.table(summary))
-    print(f"\n{folder}/")
-    for name, meaning in report.FILES.items():
-        print(f"  {name:<20} {meaning}")
+    print(f"\n{output_tree(folder, report.FILES)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Learn villin headpiece from nothing: molecular dynamics, frames, training of an SE(3) model, backbones from it.
 
-    python examples/train_se3.py                          # 2.4 ns of MD and 55 minutes of training on 2 cores
+    python examples/train_se3.py                          # 2 ns of MD (40 minutes), 50 minutes of training, 2 cores
     python examples/train_se3.py --nanoseconds 0.05 --minutes 1 --output results/short
     python examples/train_se3.py --preset seed --accelerator gpu --minutes 240
 
@@ -21,8 +21,8 @@ STAGES = (
                               "--output data"),
     ("model/model.json", "train se3 --data_dir data --atlas_csv data/atlas.csv --train_split data/frame_splits.csv "
                          "--preset {preset} --batch_size 16 --epochs 100000 --max_minutes {minutes} --lr 1e-3 "
-                         "--warmup_steps 200 --cosine_decay --trans_weighting balanced --accelerator {accelerator} "
-                         "--save_dir model --resume"),
+                         "--warmup_steps 200 --cosine_decay --trans_weighting balanced --self_conditioning 0 "
+                         "--accelerator {accelerator} --save_dir model --resume"),
     ("backbones/quality.json", "generate se3 --model model --output backbones --n-samples 200 --data-dir data "
                                "--name villin_R1"),
 )  # fmt: skip
@@ -31,8 +31,8 @@ STAGES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("results/villin"), help="where the stages write")
-    parser.add_argument("--nanoseconds", type=float, default=2.4, help="length of the dynamics")
-    parser.add_argument("--minutes", type=float, default=55.0, help="wall time of the training")
+    parser.add_argument("--nanoseconds", type=float, default=2.0, help="length of the dynamics")
+    parser.add_argument("--minutes", type=float, default=50.0, help="wall time of the training")
     parser.add_argument("--preset", choices=("small", "seed", "acceptance"), default="small")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
     options = parser.parse_args()

@@ -125,7 +125,7 @@ def test_training_resumes(tmp_path: Path) -> None:
 
 
 def test_a_killed_training_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in its second epoch, a training has a checkpoint of the first, with the last weights beside the average."""
+    """Killed in its second epoch, a training has the checkpoint of the first: last weights beside their average."""
     step = TorsionModule.training_step
 
     def dying(self: TorsionModule, batch: Any, index: int) -> Any:

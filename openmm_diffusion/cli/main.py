@@ -1,17 +1,17 @@
 """Every command of `openmm-diffusion`; what a command needs is imported when it runs."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .. import __version__
-from ..workflows import job_settings as jobs
+from ..workflows import job_settings as settings
 from ..workflows.generate_se3_settings import GenerateSE3Settings
 from ..workflows.prepare_se3_settings import PrepareSE3Settings
 from ..workflows.settings import Settings
 from ..workflows.train_se3_settings import TrainSE3Settings
+from . import jobs
 from .options import one_sentence, settings_command
 
 app = typer.Typer(
@@ -31,13 +31,13 @@ app.add_typer(train, name="train")
 app.add_typer(generate, name="generate")
 
 _JOBS: dict[str, type[Settings]] = {
-    "simulate": jobs.SimulateSettings,
-    "md": jobs.PlainMDSettings,
-    "prepare torsion": jobs.PrepareTorsionSettings,
+    "simulate": settings.SimulateSettings,
+    "md": settings.PlainMDSettings,
+    "prepare torsion": settings.PrepareTorsionSettings,
     "prepare se3": PrepareSE3Settings,
-    "train torsion": jobs.TrainTorsionSettings,
+    "train torsion": settings.TrainTorsionSettings,
     "train se3": TrainSE3Settings,
-    "generate torsion": jobs.GenerateTorsionSettings,
+    "generate torsion": settings.GenerateTorsionSettings,
     "generate se3": GenerateSE3Settings,
 }
 
@@ -47,163 +47,60 @@ def main() -> None:
     app()
 
 
-def _simulate(settings: Any, **switches: bool) -> None:
-    from ..workflows.simulate import simulate
-
-    folder = simulate(settings, **switches)
-    _tree(
-        folder,
-        {
-            "topology.pdb": "the molecule",
-            "trajectory.dcd": "frames of all replicas",
-            "weights.npz": "their MBAR weights at the coldest temperature",
-            "simulation.json": "what was run",
-            "settings.yaml": "the resolved settings",
-        },
-    )
-
-
-def _md(settings: Any, **switches: bool) -> None:
-    from ..workflows.plain_md import run_md
-
-    folder = run_md(settings, **switches)
-    _tree(
-        folder,
-        {
-            "topology.pdb": "the molecule",
-            "trajectory.dcd": "the frames",
-            "md.json": "what was run",
-            "settings.yaml": "the resolved settings",
-        },
-    )
-
-
-def _prepare_torsion(settings: Any, **switches: bool) -> None:
-    from ..workflows.prepare import prepare_torsion
-
-    data = prepare_torsion(settings, **switches)
-    typer.echo(f"{len(data)} frames of {', '.join(data.molecule.torsions)}")
-
-
-def _prepare_se3(settings: Any, **switches: bool) -> None:
-    from ..workflows.prepare_se3 import prepare_se3
-
-    data = prepare_se3(settings, **switches)
-    for path, n_frames in data.files.items():
-        typer.echo(f"{path}: {n_frames} frames of {len(data.sequence)} residues")
-    typer.echo(f"tables: {data.atlas_csv}, {data.train_split}")
-
-
-def _train_torsion(settings: Any, **switches: bool) -> None:
-    from ..workflows.train_torsion import train_torsion
-
-    model = train_torsion(settings, **switches)
-    metrics = model.card["metrics"]
-    typer.echo(
-        f"held-out negative log likelihood {metrics['held_out_nll']:.4f} (uniform: {metrics['uniform_nll']:.4f})"
-    )
-    _tree(
-        settings.output,
-        {
-            "model.safetensors": "the weights",
-            "model.json": "the card: architecture, data, commands, metrics, sha256",
-            "loss_curve.png": "training and validation loss",
-            "metrics.csv": "the same as numbers",
-            "checkpoints/last.ckpt": "for --resume",
-            "settings.yaml": "the resolved settings",
-        },
-    )
-
-
-def _train_se3(settings: Any, **switches: bool) -> None:
-    from ..workflows.train_se3 import train_se3
-
-    model = train_se3(settings, **switches)
-    if model is None:  # not the first of several processes
-        return
-    metrics = model.card["metrics"]
-    terms = ", ".join(f"{name} {metrics[f'val_{name}_loss']:.4f}" for name in ("rot", "trans", "psi"))
-    typer.echo(f"validation loss {metrics['val_loss']:.4f} ({terms}) after {model.card['steps']} steps")
-    _tree(
-        settings.save_dir,
-        {
-            "model.safetensors": "the weights, averaged over the last steps",
-            "model.json": "the card: architecture, noise process, data, commands, metrics, sha256",
-            "loss_curve.png": "training and validation loss",
-            "metrics.csv": "the same as numbers",
-            "checkpoints/last.ckpt": "for --resume",
-            "settings.yaml": "the resolved settings",
-        },
-    )
-
-
-def _generate_torsion(settings: Any, **switches: bool) -> None:
-    from ..workflows.generate_torsion import FILES, generate_torsion, summary_text
-
-    summary = generate_torsion(settings, **switches)
-    typer.echo(summary_text(summary))
-    _tree(settings.output, FILES)
-
-
-def _generate_se3(settings: Any, **switches: bool) -> None:
-    from ..workflows.generate_se3 import FILES, generate_se3, quality_text
-
-    typer.echo(quality_text(generate_se3(settings, **switches)))
-    _tree(settings.output, FILES)
-
-
 app.command("simulate")(
     settings_command(
-        jobs.SimulateSettings,
-        _simulate,
+        settings.SimulateSettings,
+        jobs.simulate_job,
         resumable=True,
         help="Make training MD by parallel tempering, with weights, so that rare basins are populated.",
     )
 )
 app.command("md")(
     settings_command(
-        jobs.PlainMDSettings,
-        _md,
+        settings.PlainMDSettings,
+        jobs.md_job,
         resumable=True,
         help="Run plain Langevin dynamics: training data of frame models.",
     )
 )
 prepare.command("torsion")(
     settings_command(
-        jobs.PrepareTorsionSettings, _prepare_torsion, help="Backbone torsions of any trajectory that mdtraj reads."
+        settings.PrepareTorsionSettings,
+        jobs.prepare_torsion_job,
+        help="Backbone torsions of any trajectory that mdtraj reads.",
     )
 )
 prepare.command("se3")(
     settings_command(
         PrepareSE3Settings,
-        _prepare_se3,
+        jobs.prepare_se3_job,
         help="Backbone and side-chain atoms of any trajectory that mdtraj reads, as arrays for `train se3`.",
     )
 )
 train.command("torsion")(
     settings_command(
-        jobs.TrainTorsionSettings, _train_torsion, resumable=True, help="Train the torsion diffusion model."
+        settings.TrainTorsionSettings, jobs.train_torsion_job, resumable=True, help="Train the torsion diffusion model."
     )
 )
 train.command("se3")(
     settings_command(
         TrainSE3Settings,
-        _train_se3,
+        jobs.train_se3_job,
         resumable=True,
         help="Train the SE(3) diffusion model of backbone frames. Options may be written with underscores: --data_dir.",
     )
 )
 generate.command("torsion")(
     settings_command(
-        jobs.GenerateTorsionSettings,
-        _generate_torsion,
+        settings.GenerateTorsionSettings,
+        jobs.generate_torsion_job,
         help="Sample torsions, build structures, correct them by Boltzmann weights, and start MD from each.",
     )
 )
 generate.command("se3")(
     settings_command(
         GenerateSE3Settings,
-        _generate_se3,
+        jobs.generate_se3_job,
         help="Sample backbones from an SE(3) model, and compare them with molecular dynamics.",
     )
 )
@@ -260,12 +157,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _tree(folder: Path, files: dict[str, str]) -> None:
-    """What a run left, one line each."""
-    typer.echo(f"{folder}{os.sep}")
-    width = max(map(len, files))
-    for name, meaning in files.items():
-        if (folder / name).exists():
-            typer.echo(f"  {name:<{width}}  {meaning}")

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from ..errors import ModelFileError, OpenMMDiffusionError
+from ..errors import ModelFileError, OpenMMDiffusionError, first_line
+from ..files import replacing, write_json
 from ..peptide import MoleculeDescription
 from .model import Model, build, configuration, from_recipe
 
@@ -45,8 +45,10 @@ def save(model: Model, path: str | Path) -> Path:
         "sha256": model.sha256(),
     }
     weights.parent.mkdir(parents=True, exist_ok=True)
-    _replace(weights, save_tensors({key: value.contiguous() for key, value in model.network.state_dict().items()}))
-    _replace(weights.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+    tensors = {key: value.contiguous() for key, value in model.network.state_dict().items()}
+    with replacing(weights) as aside:
+        aside.write_bytes(save_tensors(tensors))
+    write_json(weights.with_suffix(".json"), card)
     return weights
 
 
@@ -132,7 +134,7 @@ def _read(path: Path, source: dict[str, Any]) -> Model:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(
-            f"{path.name} is not a usable model ({_short(error)}): truncated, altered, or of another program; "
+            f"{path.name} is not a usable model ({first_line(error)}): truncated, altered, or of another program; "
             "copy it again or train it again"
         ) from error
     return model
@@ -157,19 +159,3 @@ def _locate(path: Path) -> Path:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path if path.suffix == suffix else path.parent / (path.name + suffix)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -3,7 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ..errors import OpenMMDiffusionError
 
@@ -29,6 +30,13 @@ def run_program(program: Callable[[], None]) -> int:
         sys.stderr.flush()
         os._exit(130)  # without waiting for the threads of libraries
     return 0
+
+
+def output_tree(folder: Path, files: Mapping[str, str]) -> str:
+    """What a run left in its folder, a line each: `files` maps names to their meaning."""
+    width = max(map(len, files))
+    there = [f"  {name:<{width}}  {meaning}" for name, meaning in files.items() if (folder / name).exists()]
+    return "\n".join([f"{folder}{os.sep}", *there])
 
 
 def use_one_thread() -> None:
