@@ -21,8 +21,8 @@ STAGES = (
                               "--output data"),
     ("model/model.json", "train se3 --data_dir data --atlas_csv data/atlas.csv --train_split data/frame_splits.csv "
                          "--preset {preset} --batch_size 16 --epochs 100000 --max_minutes {minutes} --lr 1e-3 "
-                         "--warmup_steps 200 --cosine_decay --trans_weighting balanced --self_conditioning 0 "
-                         "--accelerator {accelerator} --save_dir model --resume"),
+                         "--warmup_steps 200 --cosine_decay --trans_weighting balanced --low_noise_share 0.5 "
+                         "--self_conditioning 0 --accelerator {accelerator} --save_dir model --resume"),
     ("backbones/quality.json", "generate se3 --model model --output backbones --n-samples 200 --data-dir data "
                                "--name villin_R1"),
 )  # fmt: skip

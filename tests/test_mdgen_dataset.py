@@ -189,6 +189,17 @@ def test_times_are_uniform_in_training(villin: PreparedSE3) -> None:
         assert (abs(((u - 0.5) ** 2).mean() - 1 / 12) < error * np.sqrt(1 / 180)) == good
 
 
+def test_a_share_of_the_times_is_uniform_in_log_t(villin: PreparedSE3) -> None:
+    """Half of 4800 times uniform in log t from 0.01 on: the share below 0.1 is that of the mixture to 6 sigma."""
+    for share in (0.5, 0.0):
+        data = MDGenDataset(options(villin, low_noise_share=share), diffuser(), "train")
+        t = torch.cat([batch_of(data)["t"] for _ in range(200)]).double()
+        expected = 0.5 * 0.5 + 0.5 * 0.09 / 0.99
+        assert t.min() >= 0.01 and t.max() <= 1
+        close = abs(float((t < 0.1).double().mean()) - expected) < 6 * np.sqrt(expected * (1 - expected) / len(t))
+        assert close == (share == 0.5)
+
+
 def test_validation_is_always_the_same(villin: PreparedSE3) -> None:
     """Times cycle through a grid, and time and noise of an index do not depend on batch, order, epoch or cache."""
     val = MDGenDataset(options(villin, n_val_t=4), diffuser(), "val")

@@ -30,6 +30,9 @@ class DataOptions(BaseModel):
     cache_mb: float = Field(512.0, ge=0, description="MB; frames and torsions are kept in memory if they need less")
     n_val_t: int = Field(20, ge=1, description="noise levels of the validation grid")
     val_t: list[float] | None = Field(None, description="noise levels of validation instead of the grid")
+    low_noise_share: float = Field(
+        0.0, ge=0, le=1, description="share of the training times that are uniform in log t instead of t"
+    )
     fixed_t: float | None = Field(None, gt=0, le=1, description="one noise level for every item, in any mode")
     coord_scale: float | None = Field(
         None, gt=0, description="length units of the tensors per Angstrom; 1 / std of the training CA by default"

@@ -226,12 +226,13 @@ class MDGenDataset(Dataset[Sample]):
         }
 
     def _times(self, rows: NDArray[np.int64], rng: np.random.Generator | None) -> Tensor:
-        """Times [B] in [min_t, 1]: uniform in training, else one for each index from a fixed grid."""
+        """Times [B] in [min_t, 1]: in training uniform, or for a share in log t; else those of a fixed grid."""
         options, min_t = self.options, float(self.diffuser.conf.min_t)
         if options.fixed_t is not None:
             t = np.full(len(rows), options.fixed_t)
         elif rng is not None:
             t = min_t + (1.0 - min_t) * rng.random(len(rows))
+            t = np.where(rng.random(len(rows)) < options.low_noise_share, min_t ** rng.random(len(rows)), t)
         elif options.val_t is not None:
             t = np.array(options.val_t)[rows % len(options.val_t)]
         else:

@@ -98,6 +98,7 @@ def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset
         "suffix": settings.suffix,
         "frame_interval": settings.frame_interval,
         "crop_ratio": settings.crop_ratio,
+        "low_noise_share": settings.low_noise_share,
         "inclusion": settings.inclusion,
         "overfit": settings.overfit,
         "seed": settings.seed,

@@ -42,6 +42,9 @@ class TrainSE3Settings(Settings):
     trans_weighting: Literal["score", "x0", "balanced"] = Field(
         "score", description="translation loss: normalised score, x_0, or x_0 over the noise variance"
     )
+    low_noise_share: float = Field(
+        0.0, ge=0, le=1, description="share of the training times that are uniform in log t: sharper bonds and angles"
+    )
     loss_clip: float | None = Field(None, gt=0, description="largest rotation and translation loss of a sample")
     self_conditioning: float = Field(
         0.5, ge=0, le=1, description="share of the steps with self-conditioning; 0 for an exact acceptance"
