@@ -1,5 +1,6 @@
 """The command line: every bad input ends with one sentence, a non-zero status, and nothing written."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from openmm_diffusion.cli.main import app
+from openmm_diffusion.data import TorsionDataset
+from openmm_diffusion.errors import OutputError
+from openmm_diffusion.models import store
+from openmm_diffusion.workflows.job_settings import PlainMDSettings
+from openmm_diffusion.workflows.settings import refuse_other_settings
 
 ALANINE = str(Path(__file__).parents[1] / "examples" / "alanine.pdb")
 
@@ -153,3 +159,32 @@ def test_shipped_models_are_verified() -> None:
     assert result.exit_code == 0
     assert result.stdout.count("verified") == 3
     assert "alanine-dipeptide (= alanine-dipeptide-torsion)" in result.stdout
+
+
+def test_overwriting_never_deletes_what_the_job_reads(tmp_path: Path) -> None:
+    """A data set in the output folder, and a model named without suffix, are still there after --overwrite."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    model = Path(store.PRETRAINED) / "alanine-dipeptide-torsion"
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(f"{model}{suffix}", folder / f"model{suffix}")
+    torsions = np.random.default_rng(0).uniform(-3, 3, (200, 2))
+    TorsionDataset(torsions, np.ones(200), store.load(str(model)).molecule, {}).save(folder / "torsions.npz")
+    training = ("train", "torsion", "--data", str(folder / "torsions.npz"))
+    generation = ("generate", "torsion", "--model", str(folder / "model"))
+    for words in (training, generation):
+        result = run(*words, "--output", str(folder), "--overwrite")
+        assert result.exit_code == 1
+        assert "lies in the output folder" in result.stderr
+        assert len(list(folder.iterdir())) == 3
+
+
+def test_settings_younger_than_a_run_had_their_defaults(tmp_path: Path) -> None:
+    """A run stored before a setting existed can go on with its default, and with no other value."""
+    stored = PlainMDSettings.build({"output": tmp_path})
+    values = stored.model_dump(mode="json")
+    del values["interval_ps"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(values))
+    refuse_other_settings(stored)
+    with pytest.raises(OutputError, match=r"interval_ps 2\.0"):
+        refuse_other_settings(PlainMDSettings.build({"output": tmp_path, "interval_ps": 1.0}))

@@ -76,7 +76,7 @@ def generate_torsion(
     rng = np.random.default_rng(settings.seed)
     frames = None if settings.frames is None else _frames_of_file(settings, molecule, proposal, rng)
     platform = choose_platform(molecule.system, molecule.positions, settings.platform)
-    folder = prepare_folder(settings.output, overwrite=overwrite)
+    folder = prepare_folder(settings.output, overwrite=overwrite, inputs=settings.inputs())
     settings.write(folder / "settings.yaml")
     potential = ReducedPotential(molecule.system, platform, settings.temperature)
     md = ShortMD(molecule, platform, settings.temperature, settings.timestep)

@@ -1,6 +1,7 @@
 """Output folders and files: nothing is overwritten by accident, nothing is left half written."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from ..files import replacing, write_json, write_text
 __all__ = ["prepare_folder", "refuse_existing", "replacing", "write_json", "write_text", "write_trajectory"]
 
 
-def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool | None = None) -> Path:
+def prepare_folder(
+    path: str | Path, *, overwrite: bool = False, resume: bool | None = None, inputs: Iterable[Path] = ()
+) -> Path:
     """Make an output folder, or refuse one that holds results already.
 
     `overwrite` empties it, `resume` keeps what is there (None where a job cannot be resumed). Raises OutputError
-    otherwise, or where it cannot be made.
+    otherwise, where it cannot be made, or where emptying it would delete one of the `inputs` of the job.
     """
     folder = Path(path)
     if overwrite and resume:
@@ -23,6 +26,12 @@ def prepare_folder(path: str | Path, *, overwrite: bool = False, resume: bool | 
         raise OutputError(f"the output {folder} is a file; expected a folder, choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         if overwrite:
+            for item in inputs:
+                if item.resolve().is_relative_to(folder.resolve()):
+                    raise OutputError(
+                        f"{item} is read by this job and lies in the output folder {folder}, which --overwrite would "
+                        "empty; give another output folder"
+                    )
             _empty(folder)
         elif not resume:
             ways = "--overwrite or" if resume is None else "--overwrite, --resume or"

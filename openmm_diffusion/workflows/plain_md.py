@@ -32,7 +32,7 @@ def run_md(settings: PlainMDSettings, *, overwrite: bool = False, resume: bool =
         # The length may change as long as the run is not finished.
         finished = (settings.output / "trajectory.dcd").exists()
         refuse_other_settings(settings, but=("platform",) if finished else ("platform", "nanoseconds"))
-    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
+    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume, inputs=settings.inputs())
     settings.write(folder / "settings.yaml")
     if (folder / "trajectory.dcd").exists():
         return folder

@@ -31,6 +31,13 @@ class Settings(BaseModel):
         except TypeError as error:
             raise SettingError(f"{config}: keys must be names, each with one value ({error})") from error
 
+    def inputs(self) -> list[Path]:
+        """Files and folders that the settings name, the output left out; models may be named without suffix."""
+        values = [getattr(self, name) for name in type(self).model_fields if name not in ("output", "save_dir")]
+        words = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        paths = [Path(word) for word in words if isinstance(word, Path) or (isinstance(word, str) and word)]
+        return [path for path in paths if path.exists() or Path(f"{path}.safetensors").exists()]
+
     def write(self, path: Path) -> None:
         """Write the resolved settings as YAML."""
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
@@ -58,7 +65,9 @@ def refuse_other_settings(settings: Any, but: tuple[str, ...] = ()) -> None:
     stored = settings.output / "settings.yaml"
     if not stored.exists():
         return
-    before, now = read_yaml(stored), settings.model_dump(mode="json")
+    now = settings.model_dump(mode="json")
+    # A setting that is younger than the run had what is its default now.
+    before = {**type(settings).model_construct().model_dump(mode="json"), **read_yaml(stored)}
     for key, value in now.items():
         if key not in ("output", *but) and before.get(key) != value:
             raise OutputError(

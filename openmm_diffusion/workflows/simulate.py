@@ -49,7 +49,7 @@ def simulate(
     platform = choose_platform(molecule.system, molecule.positions, settings.platform).getName()
     if resume:
         refuse_other_settings(settings, but=("n_iterations", "platform"))
-    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
+    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume, inputs=settings.inputs())
     settings.write(folder / "settings.yaml")
     write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
     jobs = [

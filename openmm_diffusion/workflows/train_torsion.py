@@ -34,7 +34,7 @@ def train_torsion(
 
     use_one_thread()
     data = TorsionDataset.load(settings.data)
-    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume)
+    folder = prepare_folder(settings.output, overwrite=overwrite, resume=resume, inputs=settings.inputs())
     settings.write(folder / "settings.yaml")
     train, validation = data.split(settings.validation_share, np.random.default_rng(settings.seed))
     untrained = create(
