@@ -132,11 +132,29 @@ class TestFluctuations:
         assert comparison.correlation(quality.rmsf(first), quality.rmsf(shuffled)) < 0.6
         assert comparison.correlation(np.ones(5), np.arange(5.0)) is None
 
+    def test_a_collapsed_ensemble_shows_in_the_amplitude(self, backbone: Array) -> None:
+        """A tenth of the fluctuations: the correlation stays above 0.98, the ratio of amplitudes is 0.1; the control,
+        another ensemble of the same widths, has a ratio of one, residue by residue."""
+        widths = np.linspace(0.2, 1.0, 35)
+        md, same, collapsed = (
+            fluctuating(backbone[0], scale * widths, 600, seed) for seed, scale in ((1, 1.0), (2, 1.0), (3, 0.1))
+        )
+        found, control = comparison.fluctuations(collapsed, md), comparison.fluctuations(same, md)
+        assert found["rmsf_correlation"] > 0.98
+        assert found["rmsf_ratio"] == pytest.approx(0.1, rel=0.1)
+        assert control["rmsf_ratio"] == pytest.approx(1.0, rel=0.05)
+        np.testing.assert_allclose(control["rmsf_ratio_per_residue"], 1.0, atol=0.15)
+
 
 def helix_ensemble(n: int, width: float, seed: int, shift: float = 0.0) -> Array:
     """Chains of 6 residues with (phi, psi) normal about (-1.1 + shift, -0.8) and ideal bonds, atom by atom."""
     rng = np.random.default_rng(seed)
-    torsions = rng.normal(0.0, width, (n, 6, 2)) + np.array([-1.1 + shift, -0.8])
+    return built(rng.normal(0.0, width, (n, 6, 2)) + np.array([-1.1 + shift, -0.8]))
+
+
+def built(torsions: Array) -> Array:
+    """Chains of 6 residues with torsions [n, 6, 2] (phi, psi)."""
+    n = len(torsions)
     atoms = [np.zeros((n, 3)), np.tile([1.46, 0.0, 0.0], (n, 1)), np.tile([2.0, 1.42, 0.0], (n, 1))]
     for i in range(1, 6):
         for length, angle, torsion in (
@@ -147,6 +165,17 @@ def helix_ensemble(n: int, width: float, seed: int, shift: float = 0.0) -> Array
             atoms.append(_placed(*atoms[-3:], length, np.radians(angle), torsion))
     x = np.stack(atoms, 1).reshape(n, 6, 3, 3)
     return np.concatenate([x, x[:, :, 2:] + np.array([0.0, 0.0, 1.23])], 2)
+
+
+def slow_md(n: int, width: float, memory: float, seed: int) -> Array:
+    """Chains of `helix_ensemble`'s distribution, torsions autoregressive walks that forget in `memory` frames."""
+    rng = np.random.default_rng(seed)
+    keep = np.exp(-1.0 / memory)
+    kicks = np.sqrt(1 - keep**2) * width * rng.normal(size=(n, 6, 2))
+    kicks[0] = width * rng.normal(size=(6, 2))
+    for frame in range(1, n):
+        kicks[frame] += keep * kicks[frame - 1]
+    return built(kicks + np.array([-1.1, -0.8]))
 
 
 def _placed(a: Array, b: Array, c: Array, length: float, angle: float, torsion: Array) -> Array:
@@ -176,13 +205,13 @@ class TestDivergence:
         number; a shift of 0.5 rad: above 2; the unfair comparison, of 150 samples against halves of 3000, is above 2
         too without any difference."""
         md = helix_ensemble(6000, 0.3, 1)
-        for n in (150, 2000):
+        for n in (400, 2000):
             ratio = comparison.compare(helix_ensemble(n, 0.3, 2), md)["torsion_divergence"]["ratio"]
             assert ratio["per_residue"] == pytest.approx(1.0, abs=0.3)
         shifted = comparison.compare(helix_ensemble(2000, 0.3, 2, shift=0.5), md)["torsion_divergence"]
         assert shifted["ratio"]["per_residue"] > 2.0
         assert shifted["ratio"]["pooled"] > 2.0
-        assert (shifted["samples"], shifted["bins"]) == (2000, 24)
+        assert (shifted["samples"], shifted["bins"]) == (2000, 12)
         few = comparison.torsion_divergence(helix_ensemble(150, 0.3, 2), md)["per_residue"]
         many = comparison.torsion_divergence(md[:3000], md[3000:])["per_residue"]
         assert few > 2.0 * many
@@ -194,7 +223,45 @@ class TestDivergence:
         near, far = (comparison.compare(late, md, rows)["torsion_divergence"] for rows in (md[1500:], md[:500]))
         assert near["generated_and_held_out"]["pooled"] < 0.3 * far["generated_and_held_out"]["pooled"]
         assert near["ratio"]["per_residue"] < 1.0
-        assert near["halves_at_random"]["pooled"] < 0.3 * near["halves_of_md"]["pooled"]
+        assert near["by_chance"]["pooled"] < 0.3 * near["halves_of_md"]["pooled"]
+        assert near["excess_ratio"]["pooled"] < near["ratio"]["pooled"] < 1.0
+
+    @pytest.mark.parametrize("n", [200, 400])
+    def test_a_generator_that_knows_twenty_frames_fails(self, n: int) -> None:
+        """MD that forgets in 30 frames: draws from its frames 0..19 have a ratio above 2 at the n that is asked for,
+        independent draws from its distribution (the control) one below 2; so do they with chance taken off."""
+        md = slow_md(1200, 0.5, 30.0, 1)
+        rng = np.random.default_rng(2)
+        remembered, fresh = md[rng.integers(20, size=n)], helix_ensemble(n, 0.5, 3)
+        bad, good = (comparison.compare(x, md, md[-n:])["torsion_divergence"] for x in (remembered, fresh))
+        print(bad, good)
+        assert (bad["samples"], bad["notes"], good["notes"]) == (n, [], [])
+        assert bad["ratio"]["per_residue"] > 2.0 > good["ratio"]["per_residue"]
+        assert bad["excess_ratio"]["per_residue"] > 2.0 * good["excess_ratio"]["per_residue"]
+
+    def test_few_samples_judge_nothing_and_say_so(self) -> None:
+        """Below 200 frames a note says how many are needed; chance is then most of the divergence. Equal halves have no
+        excess to divide by."""
+        md = helix_ensemble(4000, 0.3, 1)
+        few = comparison.compare(helix_ensemble(50, 0.3, 2), md)["torsion_divergence"]
+        assert len(few["notes"]) == 1 and "cannot be judged with 50 frames" in few["notes"][0]
+        assert few["by_chance"]["per_residue"] > 0.7 * few["generated_and_held_out"]["per_residue"]
+        twice = np.concatenate([md, md])
+        assert comparison.compare(md, twice)["torsion_divergence"]["excess_ratio"] == dict.fromkeys(
+            ("per_residue", "pooled")
+        )
+
+    def test_halves_are_those_of_each_trajectory(self) -> None:
+        """Two trajectories that agree within themselves and not with each other: their halves are alike; taken for one
+        trajectory (the control) they are not."""
+        md = np.concatenate([helix_ensemble(1000, 0.3, 1), helix_ensemble(1000, 0.3, 2, shift=1.0)])
+        halves = [
+            comparison.compare(md[::2], md, lengths=lengths)["torsion_divergence"]["halves_of_md"]["pooled"]
+            for lengths in ([1000, 1000], None)
+        ]
+        assert halves[0] < 0.1 * halves[1]
+        with pytest.raises(TrajectoryError, match="1999 frames together"):
+            comparison.compare(md, md, lengths=[1000, 999])
 
 
 class TestBadInput:

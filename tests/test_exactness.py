@@ -134,26 +134,28 @@ def test_random_network_leaves_the_target_unchanged() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [TRAINED, "random"])
 @pytest.mark.parametrize("n_candidates", [1, 8])
 def test_many_moves(name: str, n_candidates: int) -> None:
-    """1024 to 4096 chains, 4 to 40 moves each: exact for both networks; both controls are caught."""
+    """1024 to 16384 chains, 4 to 40 moves each: exact for both networks; both controls are caught."""
     n_moves = {(TRAINED, 1): 8, (TRAINED, 8): 4, ("random", 1): 40, ("random", 8): 12}[name, n_candidates]
     result = check(name, n_candidates, n_chains=1024, n_moves=n_moves)
     assert result.is_informative
     assert result.is_exact()
     assert not check(name, n_candidates, WithoutDensity, n_chains=1024, n_moves=n_moves).is_exact()
-    # Three steps are as exact as many, and the explicit scheme's density is the further off the fewer they are. With
+    # Few steps are as exact as many, and the explicit scheme's density is the further off the fewer they are. With
     # eight candidates the weight of the present state matters less, so its error takes many chains to be seen.
-    n_chains = 4096 if name == TRAINED else 1024
-    exact = check(name, n_candidates, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=3)
+    n_chains, n_steps = {(TRAINED, 1): (4096, 3), (TRAINED, 8): (16384, 4)}.get((name, n_candidates), (1024, 3))
+    exact = check(name, n_candidates, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=n_steps)
     assert exact.is_informative
     assert exact.is_exact()
-    control = check(name, n_candidates, ExplicitBackward, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=3)
+    control = check(name, n_candidates, ExplicitBackward, n_chains=n_chains, n_moves=n_moves, n_diffusion_steps=n_steps)
     assert not control.is_exact()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [TRAINED, "random"])
 @pytest.mark.parametrize("n_candidates", [1, 8])
 def test_one_long_chain(name: str, n_candidates: int) -> None:

@@ -1,6 +1,7 @@
 """The workflow `generate se3`: files, their content against mdtraj and pdbfixer, quality against MD, bad input."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ import torch
 from openmm import app
 from villin_data import SEQUENCE, prepared
 
+import openmm_diffusion
 from openmm_diffusion import models
+from openmm_diffusion.analysis.backbone_quality import bonds_and_angles
 from openmm_diffusion.errors import InputFileError, ModelError, OutputError, SettingError, TrajectoryError
 from openmm_diffusion.geometry import residue_constants as rc
 from openmm_diffusion.geometry.backbone import compute_backbone, place_oxygens
 from openmm_diffusion.geometry.frames import atom14_to_atom37, atom14_to_frames, atom37_to_torsions
+from openmm_diffusion.geometry.rigid import Rigid
 from openmm_diffusion.models.model import protein
+from openmm_diffusion.sampling import se3_backbones
+from openmm_diffusion.sampling.se3_sampler import Prediction
 from openmm_diffusion.workflows import backbone_files
+from openmm_diffusion.workflows import generate_se3 as workflow
 from openmm_diffusion.workflows.generate_se3 import (
     FILES,
     GenerateSE3Settings,
@@ -74,6 +81,8 @@ class TestCommand:
             "CA-CA > 4.5 A",
             "CA-CA > 3.902 A",
             "RMSF correlation",
+            "RMSF amplitude",
+            "cannot be judged with 5 frames",
             "JSD per residue",
             "not Boltzmann samples",
         ):
@@ -120,6 +129,112 @@ class TestCommand:
         with pytest.raises(OutputError, match="holds results"):
             generate_se3(settings_for(tmp_path / "out", model), progress=False)
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+    def test_what_fails_leaves_old_results(
+        self, tmp_path: Path, model: Path, data: PreparedSE3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With --overwrite, a model that diffuses rotations only, a wrong reference and a sampling that fails leave the
+        folder as it was, and make none; the control, a good run, replaces it."""
+        old = tmp_path / "out" / "mine"
+        old.parent.mkdir()
+        old.write_text("x")
+        half = tmp_path / "half"
+        conf = {"model_conf": NETWORK, "se3_conf": {"diffuse_trans": False}, "coord_scale": 0.15}
+        models.save(models.create("se3", protein(SEQUENCE), 1, **conf), half)
+        folder = next(iter(data.files)).parent
+        for error, path, changes in (
+            (ModelError, half, {}),
+            (InputFileError, model, {"data_dir": folder, "name": "villin_R9"}),
+            (SettingError, model, {}),
+        ):
+            for place in (old.parent, tmp_path / "new"):
+                with monkeypatch.context() as patch, pytest.raises(error):
+                    if error is SettingError:
+                        patch.setattr(workflow, "sample_backbones", _failing)
+                    generate_se3(settings_for(place, path, **changes), overwrite=True, progress=False)
+            assert old.read_text() == "x" and not (tmp_path / "new").exists()
+        generate_se3(settings_for(old.parent, model), overwrite=True, progress=False)
+        assert not old.exists() and (old.parent / "samples.pdb").exists()
+
+
+def _failing(*arguments: Any, **options: Any) -> None:
+    raise SettingError("no")
+
+
+class TestOxygens:
+    @pytest.mark.parametrize("placed", [True, False])
+    def test_carbonyls_of_samples_are_planar(
+        self, tmp_path: Path, model: Path, data: PreparedSE3, placed: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Generated frames of villin with a psi that is wrong by a radian: O lies in the plane of CA, C and the next N
+        (0.02 Angstrom) and O-C-N is 123 degrees to 10 in the file; the control, O left where psi puts it, is not."""
+        atom14 = torch.as_tensor(np.load(next(iter(data.files)))[:5].astype(np.float64))
+        aatype = torch.as_tensor(rc.aatype(SEQUENCE)).expand(5, 35)
+        sine, cosine = atom37_to_torsions(atom14_to_atom37(atom14, aatype), aatype)[0][:, :, 2].unbind(-1)
+        psi = torch.stack([sine * 0.54 + cosine * 0.84, cosine * 0.54 - sine * 0.84], -1)
+        rigids = atom14_to_frames(atom14)
+        in_batch_units = Rigid(rigids.rots, 0.15 * rigids.trans)
+        zero = torch.zeros(5, 35, 3)
+        found = Prediction(zero, zero, in_batch_units, psi)
+        monkeypatch.setitem(se3_backbones.SAMPLERS, "reverse_sde", lambda *_, **__: found)
+        if not placed:
+            monkeypatch.setattr(se3_backbones, "place_oxygens", lambda atom37, mask: atom37)
+        generate_se3(settings_for(tmp_path, model, formats=["models"], batch_size=5), progress=False)
+        pdb = mdtraj.load(tmp_path / "samples.pdb")
+        columns = [[pdb.top.select(f"resid {i} and name {n}")[0] for n in ("N", "CA", "C", "O")] for i in range(35)]
+        x = 10.0 * pdb.xyz[:, columns].astype(np.float64)
+        away = np.abs(bonds_and_angles(x)["O-C-N"] - 123.0)
+        ca, c, o, n = x[:, :-1, 1], x[:, :-1, 2], x[:, :-1, 3], x[:, 1:, 0]
+        normal = np.cross(ca - c, n - c)
+        height = np.abs(((o - c) * normal).sum(-1)) / np.linalg.norm(normal, axis=-1)
+        print(away.max(), height.max())
+        assert (away.max() < 10.0 and height.max() < 0.02) == placed
+        assert placed or (away.max() > 20.0 and np.median(height) > 0.3)
+
+
+class TestPrecision:
+    def test_no_energy_knows_the_files_of_coordinates(self) -> None:
+        """Modules that read arrays of MD frames (float16) name nothing of OpenMM's energies, and data/ and sampling/ do
+        not import OpenMM; the control: plain_md, which runs MD, is seen to."""
+        package = Path(openmm_diffusion.__file__).parent
+        readers = []
+        for path in sorted(package.rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            part = path.relative_to(package).parts[0]
+            if part in ("data", "sampling"):
+                assert not _IMPORTS_OPENMM.search(text), path
+            if _READS_ARRAYS.search(text):
+                readers.append(path.stem)
+                assert not _ENERGY.search(text), path
+        assert {"se3_reference", "train_se3", "prepare_se3"} <= set(readers)
+        assert _ENERGY.search((package / "workflows" / "plain_md.py").read_text(encoding="utf-8"))
+        assert _IMPORTS_OPENMM.search((package / "workflows" / "backbone_files.py").read_text(encoding="utf-8"))
+
+    def test_side_chains_are_added_to_samples_in_double_precision(
+        self, tmp_path: Path, model: Path, data: PreparedSE3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is completed are the samples, float64, also where float16 MD is compared with: as many as were drawn,
+        equal to those of the written file."""
+        given = []
+
+        def spy(folder: Path, topology: Any, atoms: Any, *rest: Any, **options: Any) -> tuple[int, list[str]]:
+            given.append(atoms)
+            return len(atoms), []
+
+        monkeypatch.setattr(workflow, "write_all_atom", spy)
+        folder = next(iter(data.files)).parent
+        assert np.load(next(iter(data.files))).dtype == np.float16
+        generate_se3(settings_for(tmp_path, model, side_chains=True, data_dir=folder), progress=False)
+        assert given[0].dtype == np.float64 and len(given[0]) == 5
+        written = 10.0 * mdtraj.load(tmp_path / "samples.pdb").xyz
+        np.testing.assert_allclose(given[0], written, atol=2e-3)
+
+
+_READS_ARRAYS = re.compile(
+    r"from (\.\.data|\.|openmm_diffusion\.data)\.(md_arrays|md_trajectories|mdgen_dataset) import"
+)
+_IMPORTS_OPENMM = re.compile(r"^\s*(from|import) (openmm|openmmtools|simtk)\b", re.MULTILINE)
+_ENERGY = re.compile(r"\b(ForceField|createSystem|Context|Simulation|getState|getPotentialEnergy|Integrator)\b")
 
 
 class TestAtoms:
@@ -169,9 +284,28 @@ class TestReference:
         array = np.load(file)[:, :, :4].astype(np.float64)
         for held_out, rows in (("test", slice(32, 40)), ("val", slice(24, 32)), ("all", slice(0, 40))):
             settings = settings_for(tmp_path, model, data_dir=file.parent, held_out=held_out)
-            md, found = read_reference(settings, 35)
-            np.testing.assert_array_equal(md, array)
-            np.testing.assert_array_equal(found, array[rows])
+            found = read_reference(settings, SEQUENCE)
+            np.testing.assert_array_equal(found.md, array)
+            np.testing.assert_array_equal(found.held_out, array[rows])
+            assert found.lengths == [40]
+
+    def test_another_protein_of_the_same_length_is_refused(
+        self, tmp_path: Path, model: Path, data: PreparedSE3
+    ) -> None:
+        """By the sequence in atlas.csv: named, it is an error with both sequences; beside the right one it is left out,
+        and the right one's replicas have their own halves. Without a table (the control) only the length counts."""
+        array = np.load(next(iter(data.files)))
+        other = SEQUENCE[::-1]
+        for name in ("other_R1", "villin_R1", "villin_R2"):
+            np.save(tmp_path / f"{name}.npy", array)
+        read_reference(settings_for(tmp_path, model, data_dir=tmp_path, name="other_R1"), SEQUENCE)
+        (tmp_path / "atlas.csv").write_text(f"name,seqres\nother,{other}\nvillin,{SEQUENCE}\n")
+        with pytest.raises(TrajectoryError, match=f"other_R1.npy has the sequence {other} in atlas.csv, the model"):
+            read_reference(settings_for(tmp_path, model, data_dir=tmp_path, name="other_R1"), SEQUENCE)
+        found = read_reference(settings_for(tmp_path, model, data_dir=tmp_path), SEQUENCE)
+        assert found.lengths == [40, 40] and len(found.md) == 80
+        with pytest.raises(TrajectoryError, match="no trajectory"):
+            read_reference(settings_for(tmp_path, model, data_dir=tmp_path), "A" * 35)
 
     def test_other_proteins_and_missing_files(self, tmp_path: Path, model: Path, data: PreparedSE3) -> None:
         """A missing trajectory, a missing folder and MD of another length are one sentence each, before anything is

@@ -106,8 +106,7 @@ def test_numbers_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 def test_bad_coordinates_name_file_and_frame() -> None:
     """NaN and absent backbone atoms are found in any frame and named; absent side-chain atoms are normal."""
-    good = np.ones((3, 2, 14, 3), np.float16)
-    good[:, :, 5:] = 0
+    good = chain(3, 2).astype(np.float16)
     check_frames(good, "f.npy", [10, 11, 12])
     nan, absent = good.copy(), good.copy()
     nan[1, 0, 9, 2] = np.nan
@@ -116,6 +115,48 @@ def test_bad_coordinates_name_file_and_frame() -> None:
         check_frames(nan, "f.npy", [10, 11, 12])
     with pytest.raises(TrajectoryError, match=r"f\.npy: frame 12 has no C in residue 2"):
         check_frames(absent, "f.npy", [10, 11, 12])
+
+
+def chain(n_frames: int, n_residues: int) -> np.ndarray:
+    """A straight backbone: N, CA, C, O and CB of every residue, C-N 1.3 Angstrom, the rest absent."""
+    residue = [[0.2, 0.1, 1.0], [1.0, 1.2, 1.0], [2.2, 0.1, 1.0], [2.2, -1.2, 1.0], [1.0, 2.0, 2.0]]
+    atoms = np.zeros((n_frames, n_residues, 14, 3))
+    atoms[:, :, :5] = residue + np.array([3.3, 0.0, 0.0]) * np.arange(n_residues)[:, None, None]
+    return atoms
+
+
+def broken(atoms: np.ndarray, kind: str) -> np.ndarray:
+    """The frames with a fault in the middle of the last one."""
+    residue = atoms[-1, atoms.shape[1] // 2 :]
+    if kind == "shifted":
+        residue[:, :5] += np.array([20.0, 0.0, 0.0])
+    elif kind == "coinciding":
+        residue[0, [0, 2]] = residue[0, 1]
+    elif kind == "straight":
+        residue[0, 2] = 2 * residue[0, 1] - residue[0, 0]
+    else:
+        atoms[-1] *= 0.1
+    return atoms
+
+
+@pytest.mark.parametrize("n_frames", [1, 600])
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("shifted", r"frame {} the chain is broken between residues 3 and 4 \(C-N 21\.\d Angstrom"),
+        ("coinciding", r"frame {} N, CA and C of residue 4 lie on a line or on one point"),
+        ("straight", r"frame {} N, CA and C of residue 4 lie on a line"),
+        ("nanometres", r"frame {} N, CA and C of residue .* coordinates in Angstrom"),
+    ],
+)
+def test_chains_without_frames_or_with_gaps_are_refused(n_frames: int, kind: str, sentence: str) -> None:
+    """Residues moved by 20 Angstrom, N, CA and C on one point or line, and nm in place of Angstrom name the frame, in
+    float16 and in chunks; the control, the same chain without the fault, passes."""
+    numbers = np.arange(n_frames) * 7
+    good = chain(n_frames, 6).astype(np.float16)
+    check_frames(good, "f.npy", numbers)
+    with pytest.raises(TrajectoryError, match=r"f\.npy: in " + sentence.format(numbers[-1])):
+        check_frames(broken(good, kind), "f.npy", numbers)
 
 
 def test_borders_of_a_published_table(tmp_path: Path) -> None:
@@ -158,7 +199,7 @@ def test_missing_columns_give_all_frames(tmp_path: Path, caplog: pytest.LogCaptu
     """A table of names only serves, with a warning; the control: with the columns there is none."""
     splits, known = read_frame_splits(table(tmp_path, "name\nx_R1"), ["val"])
     assert [s.name for s in splits] == ["x_R1"] and not known
-    assert "no column train_end, val_end" in caplog.text
+    assert "no column train_end, val_end: val takes all frames" in caplog.text
     caplog.clear()
     read_frame_splits(table(tmp_path, f"{HEADER}\n{MDGEN_ROW}"), ["val", "train"])
     assert not caplog.text

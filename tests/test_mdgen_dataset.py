@@ -106,8 +106,50 @@ def test_the_diffused_coordinates_fit_the_noise(villin: PreparedSE3) -> None:
     auto = SE3Diffuser({"r3": {"coordinate_scaling": "auto"}})
     data = MDGenDataset(options(villin), auto, "train")
     assert data.diffuser.coordinate_scaling == pytest.approx(data.coord_scale)
+    assert auto.coordinate_scaling == "auto"
     with pytest.raises(SettingError, match="standard deviation"):
         MDGenDataset(options(villin), SE3Diffuser({"r3": {"coordinate_scaling": 0.01}}), "train")
+
+
+def test_auto_is_one_over_the_spread_whatever_the_units(villin: PreparedSE3) -> None:
+    """With coord_scale given, or set later, "auto" is 1 / std in Angstrom, in every mode; scores do not depend on the
+    units then. The control: one over 1 / coord_scale, as in the bug, is far off."""
+    auto = SE3Diffuser({"r3": {"coordinate_scaling": "auto"}})
+    plain, given = (MDGenDataset(options(villin, coord_scale=scale), auto, "train") for scale in (None, 0.5))
+    assert given.coord_scale == 0.5 and given.std == plain.std
+    for data in (plain, given, MDGenDataset(options(villin, coord_scale=2.0), auto, "val")):
+        assert data.coordinate_scaling == data.diffuser.coordinate_scaling == pytest.approx(1 / plain.std)
+    assert abs(given.coordinate_scaling - 0.5) > 0.1
+    first, second = (batch_of(data, 0, 1) for data in (plain, given))
+    assert torch.allclose(first["trans_score"], second["trans_score"], rtol=1e-4, atol=1e-4)
+    plain.coord_scale = 0.7
+    assert plain.coordinate_scaling == given.coordinate_scaling
+    val = MDGenDataset(options(villin), auto, "val")
+    before = val[0]["trans_score"]
+    val.coordinate_scaling = 0.3
+    assert val.diffuser.coordinate_scaling == 0.3 and torch.equal(val[0]["trans_score"], before)
+    assert val.diffuser.r3.scale == pytest.approx(0.3 / val.coord_scale)
+
+
+@pytest.mark.parametrize(("wide", "fits"), [(slice(0, 1), True), (slice(1, None), False)])
+def test_the_scale_is_checked_on_all_training_frames(tmp_path: Path, wide: slice, fits: bool) -> None:
+    """One frame 1.65 times as wide, the first, is no error; all the others are, whatever the first one says."""
+
+    def stretch(array: np.ndarray) -> np.ndarray:
+        array[wide] *= 1.65
+        return array
+
+    args = damaged(tmp_path, stretch)
+    first = np.load(args["data_dir"] / "villin_R1.npy")[0, :, 1].astype(np.float64)
+    of_first = float((first - first.mean(0)).std()) / (1.65 if fits else 1.0)
+    process = diffuser(r3={"coordinate_scaling": 2.0 / of_first})  # 2 is within 0.3 to 3, 3.3 is not
+    if fits:
+        assert MDGenDataset(args, process, "train").std == pytest.approx(
+            of_first * np.sqrt((5 + 1.65**2) / 6), rel=0.01
+        )
+    else:
+        with pytest.raises(SettingError, match=r"standard deviation 3\.1"):
+            MDGenDataset(args, process, "train")
 
 
 def visible_mean(x: Tensor, mask: Tensor) -> Tensor:

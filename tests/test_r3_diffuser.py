@@ -127,6 +127,26 @@ def test_transitions_compose() -> None:
     assert abs(float(wrong) - direct) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_densities_project_first(dtype: torch.dtype) -> None:
+    """Centred, a centroid of either argument, 20 A or rounding, changes no density; without centring it does."""
+    diffuser = R3Diffuser(R3Config(), coord_scale=0.2)
+    x_s, x_t = (center(positions(6, seed=seed), MASK).to(dtype) for seed in (1, 2))
+    for shift in (0.01, 20.0):
+        away = torch.tensor([shift, -shift, 0.5 * shift], dtype=dtype)
+        for mask in (None, MASK):
+            values = [
+                (diffuser.log_ref(x_t, mask), diffuser.log_ref(x_t + away, mask)),
+                (
+                    diffuser.log_transition(x_t, x_s, 0.2, 0.5, mask),
+                    diffuser.log_transition(x_t + away, x_s - 2 * away, 0.2, 0.5, mask),
+                ),
+            ]
+            for plain, shifted in values:
+                torch.testing.assert_close(shifted, plain, rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=1e-9)
+    assert float(diffuser.log_ref(x_t + 20.0, center=False) - diffuser.log_ref(x_t, center=False)) < -1.0
+
+
 def test_transition_draws_from_its_density() -> None:
     """-2 log density + constant of drawn steps is chi-squared with 3 (n - 1) degrees: mean and variance, 5 errors."""
     diffuser, n, draws = R3Diffuser(R3Config(), coord_scale=0.2), 4, 20000
@@ -160,16 +180,16 @@ def test_units_of_the_batch_do_not_matter() -> None:
 def test_scale_is_checked_and_found() -> None:
     """A diffused std outside 0.3-3 is an error that names it; "auto" is 1 / std once told, and unusable before."""
     x = positions(50, 6, spread=6.0)
-    assert R3Diffuser(R3Config()).check_scale(x) == pytest.approx(0.6 * math.sqrt(5 / 6), rel=0.1)
+    std = float(center(x).square().mean().sqrt())
+    assert R3Diffuser(R3Config()).check_scale(std) == pytest.approx(0.6 * math.sqrt(5 / 6), rel=0.1)
     # Scaled twice: the seed's own mistake (coord_scale and coordinate_scaling both 0.1).
     with pytest.raises(SettingError, match=r"standard deviation 0\.05.*coord_scale \(1\.0"):
-        R3Diffuser(R3Config()).check_scale(0.1 * x)
-    assert R3Diffuser(R3Config(), coord_scale=0.1).check_scale(0.1 * x) > 0.3
+        R3Diffuser(R3Config()).check_scale(0.1 * std)
+    assert R3Diffuser(R3Config(), coord_scale=0.1).check_scale(0.1 * std) > 0.3
     auto = R3Diffuser(R3Config(coordinate_scaling="auto"))
     with pytest.raises(SettingError, match="with_auto_scaling"):
         auto.forward_marginal(x, 0.5)
-    std = float(center(x).square().mean().sqrt())
-    assert auto.with_auto_scaling(std).check_scale(x) == pytest.approx(1.0)
+    assert auto.with_auto_scaling(std).check_scale(std) == pytest.approx(1.0)
     assert R3Diffuser(R3Config()).with_auto_scaling(std).coordinate_scaling == 0.1
     with pytest.raises(SettingError, match="standard deviation"):
         auto.with_auto_scaling(math.nan)

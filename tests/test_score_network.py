@@ -1,17 +1,19 @@
 """The score network: what it reads, what it may not see, its symmetries, its start, and its size at low noise."""
 
+import copy
 import math
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmm_diffusion.diffusion.se3_config import SE3Config
 from openmm_diffusion.diffusion.se3_diffuser import SE3Diffuser
 from openmm_diffusion.errors import ModelError, SettingError
 from openmm_diffusion.geometry import rotations
 from openmm_diffusion.geometry.rigid import Rigid
+from openmm_diffusion.models.ipa_score import TransformerLayer
 from openmm_diffusion.models.score_network import ScoreNetwork
 from openmm_diffusion.models.se3_config import ScoreNetworkConfig
 
@@ -127,6 +129,31 @@ def test_B6_padding_is_masked_in_train_and_eval(conf: dict, mode: str) -> None:
     assert float(change.min()) > 1e-9
 
 
+def leak(bad_mask: bool) -> float:
+    """How much a padded row reaches the others through torch's own transformer in train mode, bug 6 or its remedy."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.0, batch_first=True)
+    transformer = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).train()
+    x, padded = torch.randn(1, 6, 16), torch.tensor([[0.0, 0, 0, 0, 1, 1]])
+    other = torch.where(padded[..., None] > 0, x + 3.0, x)
+    mask = padded if bad_mask else padded.bool()
+    with torch.no_grad():
+        change = transformer(other, src_key_padding_mask=mask) - transformer(x, src_key_padding_mask=mask)
+    return float(change[:, :4].abs().max())
+
+
+def test_B6_the_published_mask_leaks() -> None:
+    """The control of bug 6: a float padding mask is added to the logits in train mode, and padding is seen; the same
+    layer with a bool mask, and this package's layer, see nothing of it."""
+    assert leak(bad_mask=True) > 1e-2
+    assert leak(bad_mask=False) == 0.0
+    layer = TransformerLayer(16, 2).train()
+    x, padded = torch.randn(1, 6, 16), torch.tensor([[False] * 4 + [True] * 2])
+    other = torch.where(padded[..., None], x + 3.0, x)
+    with torch.no_grad():
+        assert torch.equal(layer(other, padded)[:, :4], layer(x, padded)[:, :4])
+
+
 @VARIANTS
 def test_padding_is_equal_to_a_shorter_chain(conf: dict) -> None:
     """A padded chain has the outputs of the same chain without padding (1e-10)."""
@@ -185,6 +212,29 @@ def test_B13_psi_starts_on_the_circle() -> None:
     assert gradient is not None and 0 < float(gradient.abs().max()) < 10
 
 
+def test_B13_a_zero_layer_starts_in_the_centre() -> None:
+    """The control of bug 13: a last layer of zero weights with its length clamped to 1e-8 gives no direction, the psi
+    loss 1.0 and a gradient ten thousand times as large."""
+    net, batch = ScoreNetwork(SMALL, SE3Diffuser({})), make_batch(n=20, size=20)
+    true = batch["torsion_angles_sin_cos"][..., 2, :].float()
+
+    def start(zero: bool) -> tuple[float, float]:
+        nodes = torch.randn(20, 20, 32, generator=torch.Generator().manual_seed(0))
+        head = copy.deepcopy(net.torsion_angles)
+        if zero:
+            with torch.no_grad():
+                head.out.weight.zero_()
+        raw = head.out(nodes)
+        psi = raw / torch.sqrt((raw**2).sum(-1, keepdim=True).clamp(min=1e-8)) if zero else head(nodes)[..., 0, :]
+        loss = ((psi - true) ** 2).sum(-1).mean()
+        loss.backward()
+        return float(loss.detach()), float(head.out.weight.grad.abs().max())
+
+    (loss, gradient), (bad_loss, bad_gradient) = start(False), start(True)
+    assert abs(loss - 2.0) < 0.3 and gradient < 10
+    assert bad_loss == pytest.approx(1.0, abs=1e-6) and bad_gradient > 1e3 * gradient
+
+
 @VARIANTS
 def test_B14_no_cdist_nan_gradients(conf: dict) -> None:
     """Gradients are finite with all frames and all self-conditioning positions in one point, and at zero updates."""
@@ -198,6 +248,12 @@ def test_B14_no_cdist_nan_gradients(conf: dict) -> None:
         assert bool(torch.isfinite(identity.grad).all())
         for parameter in net.parameters():
             assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
+    # The control: with points in one place, plain distances have no gradient, and cdist no forward-mode derivative.
+    points = torch.zeros(7, 3, dtype=torch.float64)
+    plain = torch.func.grad(lambda x: (x[:, None] - x).square().sum(-1).sqrt().sum())(points)
+    assert bool(torch.isnan(plain).all())
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda x: torch.cdist(x, x), (points,), (points,))
 
 
 @VARIANTS
@@ -240,6 +296,62 @@ def test_fixed_residues_stay(conf: dict) -> None:
     shifted = {**batch, "rigids_t": batch["rigids_t"].clone()}
     shifted["rigids_t"][:, 2, 4:] += 1.0
     assert float((net(shifted)["rot_score"] - output["rot_score"])[:, 0].detach().abs().min()) > 1e-9
+
+
+@VARIANTS
+def test_scores_are_the_processes_with_and_without_fixed_residues(conf: dict) -> None:
+    """Scores are the diffuser's for the predicted frames: beside fixed residues not centred, without any centred,
+    sample by sample in one batch. The control: the other way about they are not."""
+    net, batch = network(conf), make_batch(size=3)
+    batch["fixed_mask"][0, 2:4] = 1
+    batch["res_mask"][1:, 5:] = 0
+    batch["fixed_mask"][2, 6] = 1  # absent, so nothing is fixed
+    output = net(batch)
+    moved = batch["res_mask"] * (1 - batch["fixed_mask"])
+    for row, fixed in enumerate((True, False, False)):
+        given = [batch["rigids_t"][row], output["rigids"][row], batch["t"][row], moved[row]]
+        rot_score, trans_score = net.diffuser.score(*given, center=not fixed)
+        torch.testing.assert_close(output["rot_score"][row], rot_score, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(output["trans_score"][row], trans_score, rtol=1e-8, atol=1e-8)
+        wrong = net.diffuser.score(*given, center=fixed)[1]
+        assert float((output["trans_score"][row] - wrong).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("t", [0.05, 0.4, 1.0])
+def test_untrained_scores_are_those_of_the_base(t: float) -> None:
+    """With updates of zero the prediction is alpha x_t about the point that the process contracts to, so that the score
+    is that of the unit normal: about the origin beside fixed residues, wherever these are, else about the centroid.
+
+    The control: about the centroid of all present residues, fixed ones among them, it is another.
+    """
+    net, batch = network(SMALL, zero_init=True), make_batch(t=t)
+    batch["fixed_mask"][0, 4:] = 1
+    batch["rigids_t"][..., 4:] += torch.tensor([10.0, -4.0, 2.0])
+    trans, scale = batch["rigids_t"][..., 4:], net.diffuser.r3.scale
+    score = net(batch)["trans_score"].detach()
+    torch.testing.assert_close(score[0, :4], -scale * trans[0, :4], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(score[1], -scale * (trans[1] - trans[1].mean(0)), rtol=1e-6, atol=1e-6)
+    # Prediction alpha x_t + (1 - alpha) centroid; the score is -scale (x_t - alpha prediction) / variance.
+    alpha, variance = float(net.diffuser.alpha(t)), float(net.diffuser.r3.variance(t))
+    predicted = alpha * trans[0] + (1 - alpha) * trans[0].mean(0)
+    about_centroid = -scale / variance * (trans[0] - alpha * predicted)
+    assert float((score[0, :4] - about_centroid[:4]).abs().max()) > 1e-3
+
+
+@VARIANTS
+def test_motion_about_the_origin_with_fixed_residues(conf: dict) -> None:
+    """Beside fixed residues the origin is a place: turning everything about it turns the scores; the same frames seen
+    from another origin have another score, since the process would contract them elsewhere."""
+    net, batch = network(conf), make_batch()
+    batch["fixed_mask"][:, 2:4] = 1
+    motion = random_motion()
+    turned = Rigid(motion.rots, torch.zeros_like(motion.trans))
+    reference, output = net(batch), net(moved(batch, turned))
+    expected = reference["trans_score"] @ motion.rots[0, 0].T
+    torch.testing.assert_close(output["trans_score"], expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(output["rot_score"], reference["rot_score"], rtol=1e-8, atol=1e-9)
+    away = net(moved(batch, motion))["trans_score"]
+    assert float((away - expected).detach().abs().max()) > 1e-2
 
 
 @VARIANTS

@@ -1,6 +1,9 @@
 """Losses and module of the SE(3) training: what counts, how it is averaged, what is logged, what is refused."""
 
 import copy
+import dataclasses
+import hashlib
+import json
 import math
 import types
 from collections.abc import Iterator
@@ -20,7 +23,9 @@ from openmm_diffusion.diffusion.se3_diffuser import SE3Diffuser
 from openmm_diffusion.errors import ModelFileError, OpenMMDiffusionError, SettingError, TrainingError
 from openmm_diffusion.models import store
 from openmm_diffusion.models.model import protein
+from openmm_diffusion.models.score_network import ScoreNetwork
 from openmm_diffusion.training.se3_data import EpochSampler, SE3DataModule
+from openmm_diffusion.training.se3_fit import SE3FitOptions, _n_processes, check_options
 from openmm_diffusion.training.se3_loss import LossWeights, se3_losses
 from openmm_diffusion.training.se3_module import SE3Module
 
@@ -223,6 +228,68 @@ def test_atom_losses(batch: Batch) -> None:
     assert bool(((distances > 0.01) == low).all())
 
 
+def weighted(batch: Batch) -> Tensor:
+    """Half of the residues masked, the others with weights between a half and two."""
+    generator = torch.Generator().manual_seed(2)
+    batch["res_mask"] = torch.ones(12, 35)
+    batch["res_mask"][:, 18:] = 0
+    batch["res_weight"] = batch["res_mask"] * (0.5 + 1.5 * torch.rand(12, 35, generator=generator))
+    return batch["res_weight"]
+
+
+def test_residue_weights_count_in_every_loss(batch: Batch) -> None:
+    """Horvitz-Thompson weights multiply each residue's error, and a pair's by their geometric mean, in all five losses;
+    the control: without them the losses are others."""
+    weight = weighted(batch)
+    batch["t"] = torch.full((12,), 0.1)
+    prediction = zero_prediction(batch) | {"atom37": 1.1 * batch["atom37_pos"]}
+    losses = se3_losses(batch, prediction, LossWeights())
+    error = {key: (batch[f"{key}_score"] / batch[f"{key}_score_scaling"][:, None, None]) for key in ("rot", "trans")}
+    error["psi"] = prediction["psi"] - batch["torsion_angles_sin_cos"][..., 2, :]
+    counts = {key: batch["res_mask"] for key in ("rot", "trans")}
+    counts["psi"] = batch["res_mask"] * batch["torsion_angles_mask"][..., 2]
+    for key, count in counts.items():
+        square = error[key].square().sum(-1) * count
+        assert torch.allclose(getattr(losses, key), (square * weight).sum(1) / count.sum(1), rtol=1e-5)
+        assert not torch.allclose(getattr(losses, key), square.sum(1) / count.sum(1), rtol=1e-2)
+    terms = {"atoms": 0, "distances": 0}
+    for name in terms:
+        only = LossWeights(0.0, 0.0, 0.0, **{name: 1.0})
+        found, plain = (
+            se3_losses(given, prediction, only).total for given in (batch, batch | {"res_weight": batch["res_mask"]})
+        )
+        atoms = batch["atom37_pos"][..., :5, :] / batch["coord_scale"][0]
+        there = (batch["res_mask"][..., None] * batch["atom37_mask"][..., :5]).flatten(1)
+        share = weight[..., None].expand(12, 35, 5).flatten(1)
+        atoms = atoms.flatten(1, 2)
+        if name == "atoms":
+            each, count = (0.1 * atoms).square().sum(-1), there
+        else:
+            distance = (atoms[:, :, None] - atoms[:, None]).norm(dim=-1)
+            each, count = (0.1 * distance).square(), there[:, :, None] * there[:, None] * (distance < 6.0)
+            share = (share[:, :, None] * share[:, None]).sqrt()
+        expected = (each * count * share).flatten(1).sum(1) / count.flatten(1).sum(1)
+        assert torch.allclose(found, expected, rtol=1e-3)
+        assert not torch.allclose(found, plain, rtol=1e-2)
+
+
+def test_B14_atom_losses_have_finite_gradients(batch: Batch) -> None:
+    """Through the losses on atoms and distances gradients are finite, on the diagonal and where atoms coincide; the
+    control: with plain square roots, as in the bug, they are NaN."""
+    batch["t"] = torch.full((12,), 0.1)
+    atoms = batch["atom37_pos"].clone()
+    atoms[:, :, 3] = atoms[:, :, 1]
+    atoms.requires_grad_()
+    prediction = zero_prediction(batch) | {"atom37": atoms}
+    total = se3_losses(batch, prediction, LossWeights(atoms=1.0, distances=1.0)).total.sum()
+    (gradient,) = torch.autograd.grad(total, atoms)
+    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) > 0
+    points = atoms[:, :4, :5].flatten(1, 2)
+    plain = (points[:, :, None] - points[:, None]).square().sum(-1).sqrt()
+    (gradient,) = torch.autograd.grad(plain.square().sum(), atoms)
+    assert bool(torch.isnan(gradient).any())
+
+
 def test_first_losses_of_the_network(batch: Batch) -> None:
     """An untrained network starts at a rotation loss of 3; its metrics have the first seed's names."""
     net = module(self_conditioning=0.0)
@@ -309,6 +376,64 @@ def test_coord_scale_is_kept_and_others_are_refused(batch: Batch, train_set: MDG
     assert again.network.diffuser.coord_scale == net.network.diffuser.coord_scale
 
 
+AUTO: dict[str, Any] = {"r3": {"coordinate_scaling": "auto"}}
+
+
+def trainer_of(**options: Any) -> Any:
+    return types.SimpleNamespace(**({"datamodule": None, "train_dataloader": None, "val_dataloaders": None} | options))
+
+
+def test_auto_scaling_comes_from_the_training_set(arguments: dict[str, Any]) -> None:
+    """With "auto" and a coord_scale of its own the module takes 1 / std from a data module or a loader, keeps it in the
+    checkpoint, and refuses data with another; before there are data, the network has no units."""
+    train = MDGenDataset(arguments | {"coord_scale": 0.5}, SE3Diffuser(AUTO), "train")
+    other = MDGenDataset(arguments, SE3Diffuser(AUTO), "val")
+    other.coordinate_scaling = 0.31
+    data = SE3DataModule(train, other)
+    assert other.coordinate_scaling == train.coordinate_scaling == pytest.approx(1 / train.std)
+    batch = collate(train.__getitems__(range(4)))
+    for trainer in (trainer_of(datamodule=data), trainer_of(train_dataloader=DataLoader(train, 4))):
+        net = SE3Module(TINY, AUTO)
+        with pytest.raises(SettingError, match="auto"):
+            logged(net, [batch])
+        net._trainer = trainer
+        net.on_fit_start()
+        net.on_train_start()
+        net.on_validation_start()
+        assert float(net.coordinate_scaling) == net.network.diffuser.coordinate_scaling == train.coordinate_scaling
+        assert math.isfinite(logged(net, [batch])["val_loss"])
+        assert net.network.diffuser.r3.scale == pytest.approx(train.diffuser.r3.scale)
+    other.coordinate_scaling = 0.31
+    net._trainer = trainer_of(val_dataloaders=[DataLoader(other, 4)])
+    with pytest.raises(TrainingError, match=r"coordinate_scaling 0\.31 per A"):
+        net.on_validation_start()
+    checkpoint: dict[str, Any] = {"state_dict": net.state_dict()}
+    net.on_save_checkpoint(checkpoint)
+    again = SE3Module(TINY, AUTO)
+    again.on_load_checkpoint(checkpoint)
+    assert again.network.diffuser.coordinate_scaling == train.coordinate_scaling
+    with pytest.raises(TrainingError, match="coordinate_scaling"):
+        again.set_coordinate_scaling(0.31)
+    with pytest.raises(TrainingError, match=r"expected 0\.1"):
+        module().set_coordinate_scaling(0.31)
+
+
+def test_checkpoints_without_the_scaling_are_taken(batch: Batch) -> None:
+    """A checkpoint made before the buffer existed loads; there "auto" meant coord_scale, a number itself."""
+    for conf, expected in ((AUTO, 0.2), (SE3, 0.1)):
+        net = SE3Module(TINY, conf)
+        net.set_coord_scale(0.2)
+        net.set_coordinate_scaling(expected)
+        state = {key: value for key, value in net.state_dict().items() if key != "coordinate_scaling"}
+        checkpoint: dict[str, Any] = {"state_dict": dict(state), "current_model_state": dict(state)}
+        net.on_save_checkpoint(checkpoint)
+        again = SE3Module(TINY, conf)
+        again.on_load_checkpoint(checkpoint)
+        for name in ("state_dict", "current_model_state"):
+            again.load_state_dict(checkpoint[name])
+        assert again.network.diffuser.coordinate_scaling == float(again.coordinate_scaling) == pytest.approx(expected)
+
+
 def test_checkpoints_of_another_configuration_are_refused(batch: Batch) -> None:
     """One sentence with the key and both values; the control: the same configuration is taken."""
     net = module()
@@ -386,6 +511,78 @@ def test_processes_share_the_frames_and_draw_different_noise(train_set: MDGenDat
         data.steps_per_epoch(world_size=20)
 
 
+def test_a_process_without_validation_samples_takes_part() -> None:
+    """It gathers zeros with the others instead of leaving them waiting, and logs what they have seen."""
+    net, gathered = module(), []
+    values: dict[str, float] = {}
+    net.log = lambda name, value, **_: values.update({name: value})  # type: ignore[method-assign, assignment]
+    net.log_dict = lambda many, **_: values.update(many)  # type: ignore[method-assign, assignment]
+
+    def all_gather(own: Tensor) -> Tensor:
+        gathered.append(own)
+        return torch.stack([own, torch.tensor([[2.0, 4.0, 6.0, 8.0], [0.0] * 4], dtype=torch.float64)])
+
+    net.all_gather = all_gather  # type: ignore[method-assign, assignment]
+    net.on_validation_epoch_start()
+    net.on_validation_epoch_end()
+    assert gathered[0].shape == (2, 4) and not gathered[0].any()
+    assert values == {"val_loss": 9.0, "val_rot_loss": 2.0, "val_trans_loss": 3.0, "val_psi_loss": 4.0}
+
+
+def test_every_process_has_validation_samples(train_set: MDGenDataset) -> None:
+    """All samples once where there are enough; with fewer samples than processes, all of them in each."""
+    data = SE3DataModule(train_set, train_set, batch_size=5)
+    for world_size, n in ((7, 60), (100, 60 * 100)):
+        data._place = lambda rank=0, size=world_size: (rank, size)  # type: ignore[method-assign]
+        seen = []
+        for rank in range(world_size):
+            data._place = lambda rank=rank, size=world_size: (rank, size)  # type: ignore[method-assign]
+            seen.append(list(data.val_dataloader().sampler))
+        assert min(map(len, seen)) > 0 and sum(map(len, seen)) == n
+        counts = torch.bincount(torch.tensor([row for rows in seen for row in rows]))
+        assert len(counts) == 60 and counts.unique().numel() == 1
+
+
+def test_buffers_are_not_sent_around(tmp_path: Path) -> None:
+    """Processes have unequally many validation batches, so a forward pass must not wait for the others: torch's wrapper
+    finds no buffers to send. The control: without the attribute it finds both."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        found = []
+        for ignored in (SE3Module._ddp_params_and_buffers_to_ignore, ()):
+            net = module()
+            net._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
+            found.append(len(torch.nn.parallel.DistributedDataParallel(net).modules_buffers))
+        assert found == [0, 2]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"), [(1, 1), ("2", 2), ("0,1", 2), ("auto", 4), ("-1", 4), (-1, 4), ("0,2,3", 3)]
+)
+def test_processes_are_counted_as_lightning_starts_them(
+    devices: Any, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists, "auto" and -1 stand for the devices that there are, on each of two nodes; a batch larger than a process's
+    share is then refused."""
+    for kind in ("fabric", "pytorch"):
+        monkeypatch.setattr(f"lightning.{kind}.accelerators.cuda.num_cuda_devices", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    options = SE3FitOptions(accelerator="gpu", devices=devices, num_nodes=2, strategy="ddp", progress=False)
+    assert _n_processes(options) == 2 * expected
+
+
+@pytest.mark.parametrize("devices", ["0,1", "-1", "many"])
+def test_devices_that_a_cpu_has_not_are_refused(devices: str) -> None:
+    """A list, -1 or a word is one sentence on a CPU; the control: "auto" and numbers are taken."""
+    with pytest.raises(SettingError, match=f"devices {devices}"):
+        check_options(SE3FitOptions(accelerator="cpu", devices=devices, progress=False))
+    assert _n_processes(SE3FitOptions(accelerator="cpu", devices="auto", progress=False)) == 1
+    assert _n_processes(SE3FitOptions(accelerator="cpu", devices="3", num_nodes=2, progress=False)) == 6
+
+
 def test_workers_draw_reproducible_noise(train_set: MDGenDataset) -> None:
     """With worker processes the noise follows from seed and epoch alone, as a resumed training needs."""
 
@@ -429,6 +626,60 @@ def test_se3_models_are_saved_and_evaluated_in_double_precision(tmp_path: Path, 
     assert store.resolve(model.source, model.sha256()).sha256() == model.sha256()
     other = models.create("se3", protein("AGPW"), 7, **{**config, "coord_scale": 0.2})
     assert other.sha256() != model.sha256()
+
+
+def test_model_files_keep_the_units(tmp_path: Path, batch: Batch) -> None:
+    """The scaling that a network has, by "auto" or by the setter, is in its card and sha256, and comes back exactly."""
+
+    def made(se3_conf: dict[str, Any], scaling: float) -> models.Model:
+        config = {"model_conf": TINY, "se3_conf": se3_conf, "coordinate_scaling": scaling}
+        model = models.create("se3", protein("AGPW"), 7, **config)
+        assert model.sha256() == store.from_recipe(model.source["create"]).sha256()
+        return dataclasses.replace(model, source={})
+
+    measured, changed = made(AUTO, 1.0), made({}, 0.1)
+    before = measured.sha256(), changed.sha256()
+    measured.network.diffuser.with_auto_scaling(2.5)  # type: ignore[union-attr]
+    changed.network.diffuser.coordinate_scaling = 0.4  # type: ignore[union-attr]
+    for model, sha256 in zip((measured, changed), before, strict=True):
+        assert model.sha256() != sha256
+        again = models.load(models.save(model, tmp_path / "model"))
+        assert again.sha256() == model.sha256() and again.card["network"]["coordinate_scaling"] == 0.4
+        assert again.network.diffuser.r3.scale == 0.4  # type: ignore[union-attr]
+        with torch.no_grad():
+            first, second = model.network(batch)["trans_score"], again.network(batch)["trans_score"]
+        assert torch.equal(first, second)
+    assert made(AUTO, 0.3).sha256() != made(AUTO, 0.4).sha256()
+
+
+@pytest.mark.parametrize("se3_conf", [AUTO, SE3])
+def test_cards_without_the_scaling_are_read(se3_conf: dict[str, Any], tmp_path: Path) -> None:
+    """A card made before that key existed loads with its old sha256; "auto" meant one over 1 / coord_scale there."""
+    network = ScoreNetwork(TINY, SE3Diffuser(se3_conf, 0.17).with_auto_scaling(1.0 / 0.17), seed=3)
+    model = models.Model("se3", network, protein("AGPW"))
+    path = models.save(model, tmp_path / "model")
+    card = json.loads(path.with_suffix(".json").read_text())
+    del card["network"]["coordinate_scaling"]
+    digest = hashlib.sha256(repr(("se3", model.molecule.to_dict())).encode())
+    digest.update(repr(sorted(card["network"].items())).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    card["sha256"] = digest.hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(card))
+    again = models.load(path)
+    assert again.sha256() == card["sha256"]
+    assert again.network.diffuser.r3.scale == network.diffuser.r3.scale  # type: ignore[union-attr]
+
+
+def test_auto_without_data_is_refused() -> None:
+    """Nobody can know "auto" without data: creating or saving such a model says what to give."""
+    with pytest.raises(SettingError, match="give coordinate_scaling, a number"):
+        models.create("se3", protein("AG"), model_conf=TINY, se3_conf=AUTO)
+    with pytest.raises(SettingError, match="give coordinate_scaling, a number"):
+        models.Model("se3", ScoreNetwork(TINY, SE3Diffuser(AUTO)), protein("AG")).sha256()
+    for wrong in (0.0, -1.0, True, "wide", math.inf):
+        with pytest.raises(SettingError, match="coordinate_scaling is"):
+            models.create("se3", protein("AG"), model_conf=TINY, coordinate_scaling=wrong)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from villin_data import prepared
 
 from openmm_diffusion import models
 from openmm_diffusion.cli.main import app
-from openmm_diffusion.errors import OpenMMDiffusionError, SettingError
+from openmm_diffusion.errors import OpenMMDiffusionError, SettingError, TrajectoryError
 from openmm_diffusion.training.se3_fit import SE3FitOptions, fit_se3
 from openmm_diffusion.training.se3_module import SE3Module
 from openmm_diffusion.workflows.se3_presets import PRESETS, merged, preset
@@ -257,6 +257,7 @@ def test_checkpoint_of_another_configuration(villin: Path, trained: Path, tmp_pa
         (("--preset", "huge"), "huge"),
         (("--strategy", "magic"), "magic"),
         (("--se3_conf", "no.yaml"), "no.yaml"),
+        (("--crop_tolerance", "0"), "crop_tolerance is 0"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(villin: Path, tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
@@ -265,6 +266,59 @@ def test_bad_input_ends_in_one_sentence(villin: Path, tmp_path: Path, words: tup
     assert result.exit_code != 0 and expected in result.output + result.stderr
     assert "Traceback" not in result.output + result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "sentence"),
+    [
+        ("--se3_conf", "so3: {min_sigma: a}", "so3.min_sigma is 'a': input should be a valid number"),
+        ("--se3_conf", "r3: {coordinate_scaling: a}", "r3.coordinate_scaling is 'a'"),
+        ("--se3_conf", "so3: {sigma: 1}", "unknown key 'so3.sigma'; expected one of schedule, min_sigma, max_sigma"),
+        ("--se3_conf", "min_t: 2", "min_t is 2: input should be less than 1; correct it"),
+        ("--model_conf", "ipa: {num_heads: 2}", "unknown key 'ipa.num_heads'; expected one of num_blocks, no_heads"),
+        ("--model_conf", "embed: {num_bins: a}", "embed.num_bins is 'a': input should be a valid integer"),
+        ("--model_conf", "embed: {max_bin: 1.0e-9}", "embed.max_bin is 1e-09; expected above"),
+    ],
+)
+def test_wrong_configurations_name_file_and_key(
+    villin: Path, tmp_path: Path, flag: str, text: str, sentence: str
+) -> None:
+    """The YAML's path, the key with those that it is in, the value or the keys there are; nothing is written."""
+    file = tmp_path / "conf.yaml"
+    file.write_text(text)
+    result = command(villin, tmp_path / "out", flag, str(file))
+    message = " ".join((result.output + result.stderr).split())
+    assert result.exit_code != 0 and f"{file}: {sentence}" in message, message
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_frames_are_no_training_frames(villin: Path, tmp_path: Path) -> None:
+    """A table without val_end, and none at all, are refused with the remedy, the warning before naming the mode; the
+    control: the two columns that are needed, and nothing else, serve."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("villin_R1.npy", "atlas.csv"):
+        (data / name).write_bytes((villin / "data" / name).read_bytes())
+    table = data / "frame_splits.csv"
+    for text in (None, "name,train_end\nvillin_R1,60\n", "name,train_end,val_end,val_start\nvillin_R1,60,80,50\n"):
+        if text:
+            table.write_text(text)
+        with pytest.raises(TrajectoryError, match=r"among the training frames .* give a --train-split"):
+            train_se3(settings(villin, tmp_path / "out", data_dir=data), progress=False)
+    assert not (tmp_path / "out").exists()
+    table.write_text("name,train_end,val_end\nvillin_R1,60,80\n")
+    train, validation = data_sets(settings(villin, tmp_path / "out", data_dir=data))
+    assert (len(train), len(validation)) == (60, 20)
+
+
+def test_memory_and_tolerance_reach_the_data(villin: Path, tmp_path: Path) -> None:
+    """cache_mb and crop_tolerance, which the error of a crop names, are flags; without a cache frames are read anew."""
+    result = command(villin, tmp_path / "out", "--cache_mb", "0", "--crop_tolerance", "0.02", "--crop-ratio", "0.8")
+    assert result.exit_code == 0, result.output
+    stored = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
+    assert (stored["cache_mb"], stored["crop_tolerance"]) == (0.0, 0.02)
+    train, _ = data_sets(settings(villin, tmp_path, cache_mb=0.0, crop_tolerance=0.02))
+    assert (train.options.cache_mb, train.options.crop_tolerance) == (0.0, 0.02)
 
 
 def test_presets_build_networks(villin: Path, tmp_path: Path) -> None:
@@ -279,7 +333,7 @@ def test_presets_build_networks(villin: Path, tmp_path: Path) -> None:
     over = tmp_path / "se3.yaml"
     over.write_text("so3: {max_sigma: 2.0}\n")
     chosen = TrainSE3Settings.build({"data_dir": villin, "preset": "small", "se3_conf": over})
-    assert configurations(chosen)[1]["so3"] == {"min_sigma": 0.05, "max_sigma": 2.0}
+    assert configurations(chosen)[1]["so3"] == {"min_sigma": 0.02, "max_sigma": 2.0}
     assert merged({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}}) == {"a": {"b": 1, "d": 3}, "c": 2}
 
 

@@ -134,10 +134,11 @@ def read_frame_splits(path: str | Path, modes: Iterable[str]) -> tuple[list[Fram
     """
     rows = read_table(path, ("name",))
     columns = rows[0].keys()
-    absent = sorted({key for mode in modes for key in needed_columns(mode) if key not in columns})
-    if absent:
-        logger.warning("%s has no column %s: every mode takes all frames", path, ", ".join(absent))
-    return [FrameSplit.from_row(row, Path(path)) for row in rows], not absent
+    absent = {mode: [key for key in needed_columns(mode) if key not in columns] for mode in modes}
+    for mode, missing in sorted(absent.items()):
+        if missing:
+            logger.warning("%s has no column %s: %s takes all frames", path, ", ".join(missing), mode)
+    return [FrameSplit.from_row(row, Path(path)) for row in rows], not any(absent.values())
 
 
 def read_table(path: str | Path, required: Iterable[str]) -> list[Row]:

@@ -17,6 +17,9 @@ from ..errors import InputFileError, TrajectoryError
 
 BACKBONE = ("N", "CA", "C", "O")  # the first four of every residue's 14 atoms
 DTYPES = ("float16", "float32", "float64")
+MAX_LINK = 2.5  # Angstrom; MD keeps C-N at 1.33
+MIN_AREA = 0.3  # Angstrom^2, |CA-N x CA-C|; 2.1 in a backbone
+_CHECKED_AT_ONCE = 256  # frames
 
 
 def sequence_name(name: str) -> str:
@@ -85,10 +88,18 @@ def open_array(path: str | Path) -> NDArray[np.floating]:
 
 
 def check_frames(atom14: NDArray[np.floating], path: str | Path, frames: Sequence[int] | NDArray[np.int64]) -> None:
-    """Raise TrajectoryError where a frame [n, L, 14, 3] has a NaN or a backbone atom at the origin (= absent).
+    """Raise TrajectoryError where a frame [n, L, 14, 3] (Angstrom) is no unbroken chain of residues with frames.
 
-    `frames` are the numbers of the frames in the file `path`, for the sentence.
+    That is: NaN, a backbone atom at the origin (= absent), C-N of consecutive residues apart, or N, CA and C on a
+    line. `frames` are the numbers of the frames in the file `path`, for the sentence.
     """
+    for first in range(0, len(atom14), _CHECKED_AT_ONCE):
+        rows = slice(first, first + _CHECKED_AT_ONCE)
+        _check_present(atom14[rows], path, frames[rows])
+        _check_chain(atom14[rows, :, :3].astype(np.float32), path, frames[rows])
+
+
+def _check_present(atom14: NDArray[np.floating], path: str | Path, frames: Sequence[int] | NDArray[np.int64]) -> None:
     finite = np.isfinite(atom14).all((1, 2, 3))
     if not finite.all():
         frame = frames[int(np.argmin(finite))]
@@ -99,6 +110,26 @@ def check_frames(atom14: NDArray[np.floating], path: str | Path, frames: Sequenc
         raise TrajectoryError(
             f"{path}: frame {frames[int(row)]} has no {BACKBONE[atom]} in residue {residue + 1} (all zero); expected "
             "every backbone atom in every frame, prepare the trajectory again from a complete structure"
+        )
+
+
+def _check_chain(ncac: NDArray[np.float32], path: str | Path, frames: Sequence[int] | NDArray[np.int64]) -> None:
+    n, ca, c = (ncac[:, :, k] for k in range(3))
+    area = np.linalg.norm(np.cross(n - ca, c - ca), axis=-1)
+    if (area < MIN_AREA).any():
+        row, residue = np.unravel_index(np.argmin(area), area.shape)
+        raise TrajectoryError(
+            f"{path}: in frame {frames[int(row)]} N, CA and C of residue {residue + 1} lie on a line or on one point "
+            f"(|CA-N x CA-C| is {area[row, residue]:.2g} Angstrom^2, expected about 2); give coordinates in Angstrom "
+            "of a whole backbone, prepare the trajectory again"
+        )
+    bonds = np.linalg.norm(c[:, :-1] - n[:, 1:], axis=-1)
+    if (bonds > MAX_LINK).any():
+        row, link = np.unravel_index(np.argmax(bonds), bonds.shape)
+        raise TrajectoryError(
+            f"{path}: in frame {frames[int(row)]} the chain is broken between residues {link + 1} and {link + 2} "
+            f"(C-N {bonds[row, link]:.1f} Angstrom, expected below {MAX_LINK}); make molecules whole across the "
+            "periodic box and prepare the trajectory again"
         )
 
 

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset, get_worker_info
 from ..diffusion.se3_diffuser import SE3Diffuser
 from ..errors import SettingError
 from ..geometry import residue_constants as rc
-from ..geometry.frames import atom14_to_atom37
 from .collate import PER_RESIDUE, Sample, Samples, pad
 from .crops import CropSet, InclusionReport, make_crops
 from .frame_splits import check_mode
 from .md_arrays import sequence_name
 from .md_options import DataOptions
-from .md_trajectories import Features, alpha_carbon_std, find_trajectories, present14, read_features
+from .md_samples import clean_samples, draw_times
+from .md_trajectories import Features, alpha_carbon_std, find_trajectories, read_features
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class MDGenDataset(Dataset[Sample]):
     args
         A mapping or an object with the options of `DataOptions`; others are ignored.
     diffuser
-        Gives noise and scores. The data set keeps a copy of its own, with the data's `coord_scale` (and, where
-        coordinate_scaling is "auto", that as the scaling per Angstrom).
+        Gives noise and scores. The data set keeps a copy of its own, with the data's `coord_scale` and, where
+        coordinate_scaling is still "auto", 1 / std of the training frames (Angstrom), whatever coord_scale is.
     mode
         "train", "train_early", "val", "test" or "all": which frames of the table of splits. Times are uniform and
         residues are cropped in the training modes only; elsewhere each index has its time, from a fixed grid, and its
@@ -61,7 +61,7 @@ class MDGenDataset(Dataset[Sample]):
         self._calls = 0
         self._crops: dict[str, CropSet] = {}
         self._fixed_noise: dict[int, dict[str, Tensor]] = {}
-        self._coord_scale: float | None = None
+        self._coord_scale, self._std = 0.0, 0.0
         self.trajectories = find_trajectories(self.options, mode)
         self._ends = np.cumsum([len(t) for t in self.trajectories])
         size = sum(len(t) * len(t.sequence) for t in self.trajectories) * _BYTES_A_RESIDUE
@@ -71,7 +71,8 @@ class MDGenDataset(Dataset[Sample]):
         if self.options.coord_scale is not None:
             self.coord_scale = self.options.coord_scale
         if mode in TRAINING_MODES:
-            self._check_scale()
+            self._fill_in_units()
+            self.diffuser.check_scale(self.std * self.coord_scale)
             proteins = list(dict.fromkeys(sequence_name(t.name) for t in self.trajectories))
             if self.options.crop_ratio < 1 and len(proteins) <= _EAGER_CROPS:
                 for protein in proteins:
@@ -81,15 +82,20 @@ class MDGenDataset(Dataset[Sample]):
         return int(self._ends[-1])
 
     @property
-    def coord_scale(self) -> float:
-        """Length units of the samples per Angstrom: 1 / std of the training frames' CA unless set.
+    def std(self) -> float:
+        """Standard deviation (Angstrom) of the training frames' CA about their centroids.
 
-        In every mode it is measured on the *training* frames of the tables; set the training set's on the others
-        anyway where they may read other files.
+        Give the other sets the training set's coord_scale and coordinate_scaling where they may read other files.
         """
-        if self._coord_scale is None:
-            self.coord_scale = 1.0 / alpha_carbon_std(self.trajectories, self.options.scale_frames)
-        assert self._coord_scale is not None
+        if not self._std:
+            self._std = alpha_carbon_std(self.trajectories, self.options.scale_frames)
+        return self._std
+
+    @property
+    def coord_scale(self) -> float:
+        """Length units of the samples per Angstrom: 1 / std unless set."""
+        if not self._coord_scale:
+            self.coord_scale = 1.0 / self.std
         return self._coord_scale
 
     @coord_scale.setter
@@ -100,7 +106,18 @@ class MDGenDataset(Dataset[Sample]):
         self._coord_scale = value
         self._fixed_noise.clear()
         self.diffuser.coord_scale = value
-        self.diffuser.with_auto_scaling(1.0 / value)
+
+    @property
+    def coordinate_scaling(self) -> float:
+        """Diffused units per Angstrom: those of the diffuser, and 1 / std where it says "auto"."""
+        if self.diffuser.coordinate_scaling == "auto":
+            self.diffuser.with_auto_scaling(self.std)
+        return float(self.diffuser.coordinate_scaling)
+
+    @coordinate_scaling.setter
+    def coordinate_scaling(self, value: float) -> None:
+        self._fixed_noise.clear()
+        self.diffuser.coordinate_scaling = float(value)
 
     def set_epoch(self, epoch: int) -> None:
         """Another epoch, another noise, also where a training is resumed; not needed otherwise."""
@@ -122,7 +139,7 @@ class MDGenDataset(Dataset[Sample]):
         return {p: self.crops(p).report for p in dict.fromkeys(sequence_name(t.name) for t in self.trajectories)}
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample; see `__getitems__`."""
+        """One sample."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Samples:
@@ -136,8 +153,8 @@ class MDGenDataset(Dataset[Sample]):
         lengths = [len(self.trajectories[k].sequence) for k in which]
         rng = self._rng(rows)
         features = self._features(which, frames, max(lengths))
-        batch = self._clean(features, self._masks(which, lengths, rng))
-        batch["t"] = self._times(rows, rng)
+        batch = clean_samples(features, self.coord_scale, self._masks(which, lengths, rng))
+        batch["t"] = draw_times(self.options, float(self.diffuser.conf.min_t), rows, len(self), rng)
         batch |= self._noised(batch, rows, lengths, rng)
         batch["name"] = [self.trajectories[k].name for k in which]
         batch["frame_indices"] = torch.as_tensor(frames + np.array([t.start for t in self.trajectories])[which])
@@ -191,60 +208,13 @@ class MDGenDataset(Dataset[Sample]):
             weight[rows, :length] = drawn * crops.residue_weights
         return torch.from_numpy(mask), torch.from_numpy(weight)
 
-    def _clean(self, fields: dict[str, Tensor], crop: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-        """Everything but the noise: centred on the visible residues, scaled, with masks and indices."""
-        scale, aatype = self.coord_scale, fields["aatype"]
-        res_mask, weight = crop if crop is not None else (fields["res_mask"], fields["res_mask"])
-        ca = fields["rigids_0"][..., 4:]
-        centroid = (ca * res_mask[..., None]).sum(-2) / res_mask.sum(-1, keepdim=True)
-        there = present14(fields["atom14_pos"])
-        atom14 = (fields["atom14_pos"] - centroid[:, None, None]) * (scale * there[..., None])
-        rigids = torch.cat([fields["rigids_0"][..., :4], (ca - centroid[:, None]) * scale], -1)
-        # Frames of padding stay the identity.
-        rigids = torch.where(fields["res_mask"][..., None] > 0, rigids, fields["rigids_0"])
-        position = torch.arange(aatype.shape[1]).expand(aatype.shape)
-        in_chain = fields["res_mask"].long()
-        atom37 = atom14_to_atom37(torch.cat([atom14, there[..., None]], -1), aatype)
-        return {
-            "rigids_0": rigids,
-            "res_mask": res_mask,
-            "res_weight": weight,
-            "fixed_mask": torch.zeros_like(res_mask),
-            "torsion_angles_sin_cos": fields["torsion_angles_sin_cos"],
-            "torsion_angles_mask": fields["torsion_angles_mask"],
-            "seq_idx": (position + 1) * in_chain,
-            "sc_ca_t": torch.zeros_like(ca),
-            "atom14_pos": atom14,
-            "atom37_pos": atom37[..., :3],
-            "atom37_mask": atom37[..., 3],
-            "aatype": aatype,
-            "chain_idx": torch.zeros_like(aatype),
-            "residue_index": position * in_chain,
-            "residx_atom14_to_atom37": torch.as_tensor(rc.ATOM14_TO_ATOM37)[aatype] * in_chain[..., None],
-            "centroid": centroid,
-            "coord_scale": torch.full((len(aatype),), scale),
-        }
-
-    def _times(self, rows: NDArray[np.int64], rng: np.random.Generator | None) -> Tensor:
-        """Times [B] in [min_t, 1]: in training uniform, or for a share in log t; else those of a fixed grid."""
-        options, min_t = self.options, float(self.diffuser.conf.min_t)
-        if options.fixed_t is not None:
-            t = np.full(len(rows), options.fixed_t)
-        elif rng is not None:
-            t = min_t + (1.0 - min_t) * rng.random(len(rows))
-            t = np.where(rng.random(len(rows)) < options.low_noise_share, min_t ** rng.random(len(rows)), t)
-        elif options.val_t is not None:
-            t = np.array(options.val_t)[rows % len(options.val_t)]
-        else:
-            levels = min(options.n_val_t, len(self))
-            t = min_t + (1.0 - min_t) * (rows % levels + 0.5) / levels
-        return torch.as_tensor(t, dtype=torch.float32)
-
     def _noised(
         self, batch: dict[str, Any], rows: NDArray[np.int64], lengths: list[int], rng: np.random.Generator | None
     ) -> dict[str, Tensor]:
         """Noised frames and scores: of the batch at once in training, each index with its own noise elsewhere."""
-        rigids, t, mask = batch["rigids_0"], batch["t"], batch["res_mask"] * (1 - batch["fixed_mask"])
+        self._fill_in_units()
+        # Nothing is fixed here, so noise and scores are centred; see SE3Diffuser.forward_marginal.
+        rigids, t, mask = batch["rigids_0"], batch["t"], batch["res_mask"]
         if rng is not None:
             return self.diffuser.forward_marginal(rigids, t, diffuse_mask=mask, generator=_torch_generator(rng))
         parts = []
@@ -260,6 +230,11 @@ class MDGenDataset(Dataset[Sample]):
             parts.append({k: pad(k, v, rigids.shape[1]) if k in PER_RESIDUE else v for k, v in one.items()})
         return {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
 
+    def _fill_in_units(self) -> None:
+        """Measure what nobody has set."""
+        self.diffuser.coord_scale = self.coord_scale
+        self.diffuser.coordinate_scaling = self.coordinate_scaling
+
     def _rng(self, rows: NDArray[np.int64]) -> np.random.Generator | None:
         """The batch's generator in training, None where noise goes by the index."""
         if self.mode not in TRAINING_MODES:
@@ -269,12 +244,6 @@ class MDGenDataset(Dataset[Sample]):
         self._calls += 1
         # The indices differ between ranks, whose streams would be equal otherwise.
         return np.random.default_rng([self.options.seed, stream, self.epoch, self._calls, *rows.tolist()])
-
-    def _check_scale(self) -> None:
-        """Raise SettingError where the diffused coordinates have another spread than the noise is made for."""
-        scale, first = self.coord_scale, self.trajectories[0]
-        ca = read_features(first, np.array([first.train_start])).rigids[..., 4:] * scale
-        self.diffuser.check_scale(ca)
 
 
 def _torch_generator(rng: np.random.Generator) -> torch.Generator:

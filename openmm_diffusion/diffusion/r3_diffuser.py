@@ -4,7 +4,7 @@ Song et al., "Score-based generative modeling through SDEs", ICLR 2021, eq. 11: 
 beta(t) = min_b + t (max_b - min_b). Translations [..., N, 3] come in and go out in batch units (Angstrom times
 coord_scale) and are multiplied by `scale` = coordinate_scaling / coord_scale inside; **scores and densities are those
 of the scaled coordinates**, as in the first seed. Masked residues are left as they are, have no score and do not count
-in the centroid. With center=False (moves of some residues among fixed ones) nothing is projected.
+in the centroid. With center=False (moves among fixed residues) nothing is projected: it contracts to the origin.
 """
 
 import math
@@ -62,24 +62,22 @@ class R3Diffuser:
             self.coordinate_scaling = 1.0 / std
         return self
 
-    def check_scale(self, trans: Tensor, mask: Tensor | None = None) -> float:
-        """Standard deviation of the diffused coordinates of clean translations [..., N, 3], about their centroids.
+    def check_scale(self, std: float) -> float:
+        """Standard deviation of the diffused coordinates, from that of the data (batch units, about the centroids).
 
         Raises
         ------
         SettingError
-            If it is outside 0.3 to 3, where noise and data do not match.
+            If the result is outside 0.3 to 3, where noise and data do not match.
         """
-        centred = center(trans.double(), mask)
-        visible = visible_residues(trans, mask).expand(trans.shape[:-1])
-        std = self.scale * float(centred[visible].square().mean().sqrt())
-        if not SMALLEST_STD <= std <= LARGEST_STD:
+        diffused = self.scale * std
+        if not SMALLEST_STD <= diffused <= LARGEST_STD:
             raise SettingError(
-                f"the diffused coordinates have the standard deviation {std:.3g}; expected {SMALLEST_STD} to "
+                f"the diffused coordinates have the standard deviation {diffused:.3g}; expected {SMALLEST_STD} to "
                 f"{LARGEST_STD}; check coord_scale ({self.coord_scale}, units per A) and r3.coordinate_scaling "
                 f'({self.coordinate_scaling} per A), or set the latter to "auto"'
             )
-        return std
+        return diffused
 
     def beta(self, t: Tensor | float) -> Tensor:
         """beta(t), which is also the squared diffusion coefficient, in t's dtype."""
@@ -160,7 +158,9 @@ class R3Diffuser:
     ) -> Tensor:
         """log density [...] of `transition`, against Lebesgue measure of the diffused coordinates' subspace; float64.
 
-        In batch units it is larger by dimension * log(scale), dimension 3 (n - 1), or 3 n without centring.
+        Centred, it is a density on the translations whose visible residues have no centroid: both arguments are
+        projected there first, so that a centroid, of rounding or not, changes nothing, and is not scored. In batch
+        units it is larger by dimension * log(scale), dimension 3 (n - 1), or 3 n without centring.
         """
         factor, variance = (x.to(trans_t.device) for x in self._step(t_from, t_to))
         moved = trans_t.double() - _wide(factor, trans_t, torch.float64) * trans_s.double()
@@ -199,7 +199,7 @@ class R3Diffuser:
         return _noise(torch.empty((*shape, 3), dtype=dtype, device=place), mask, generator, center) / self.scale
 
     def log_ref(self, trans: Tensor, mask: Tensor | None = None, center: bool = True) -> Tensor:
-        """log density [...] of the base at translations [..., N, 3], measure as in `log_transition`."""
+        """log density [...] of the base at translations [..., N, 3], measure and projection as in `log_transition`."""
         one = torch.ones((), dtype=torch.float64, device=trans.device)
         return self._log_normal(trans.double(), one, mask, center)
 

@@ -1,11 +1,11 @@
 """Settings of the SE(3) noise process: the names and defaults of the first seed's configuration table."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import SettingError
+from ..errors import SettingError, validation_sentence
 
 SMALLEST_HAAR_SIGMA = 2.5
 
@@ -15,15 +15,19 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
 
+    place: ClassVar[str] = ""  # of the settings among those of `SE3Config`, for sentences
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as e:
-            raise SettingError(_sentence(type(self).__name__, e)) from e
+            raise SettingError(validation_sentence(e, type(self), self.place)) from e
 
 
 class SO3Config(StrictModel):
     """Rotation noise: Brownian motion on SO(3)."""
+
+    place: ClassVar[str] = "so3"
 
     schedule: Literal["logarithmic"] = Field(
         default="logarithmic", description="sigma(t) = log(t e^max + (1 - t) e^min)"
@@ -48,6 +52,8 @@ class SO3Config(StrictModel):
 
 class R3Config(StrictModel):
     """Translation noise: the variance-preserving SDE with beta(t) = min_b + t (max_b - min_b)."""
+
+    place: ClassVar[str] = "r3"
 
     min_b: float = Field(default=0.1, gt=0, description="beta at t = 0")
     max_b: float = Field(default=20.0, gt=0, description="beta at t = 1")
@@ -104,16 +110,3 @@ class SE3Config(StrictModel):
 
 def _plain(conf: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): _plain(value) if isinstance(value, Mapping) else value for key, value in conf.items()}
-
-
-def _sentence(name: str, error: ValidationError) -> str:
-    """What pydantic found, in one line: place, value and message of each problem."""
-    problems = []
-    for item in error.errors(include_url=False):
-        # Our own checks, also those of a nested model, are whole sentences already.
-        if item["type"] == "value_error":
-            problems.append(item["msg"].removeprefix("Value error, "))
-        else:
-            place = ".".join([name, *(str(part) for part in item["loc"])])
-            problems.append(f"{place} is {item['input']!r}: {item['msg']}")
-    return "; ".join(problems)

@@ -1,4 +1,4 @@
-"""Noise of backbone frames: rotations on SO(3) and translations on the zero-centroid subspace of R^3, independently.
+"""Noise of backbone frames: rotations on SO(3), translations on the zero-centroid subspace of R^3, independently.
 
 Yim et al., "SE(3) diffusion model with application to protein backbone generation", ICML 2023. Frames are [..., N, 7] =
 quaternion (w, x, y, z), translation in batch units (Angstrom times coord_scale); times t are [...], one a sample.
@@ -63,9 +63,9 @@ class SE3Diffuser:
         self.r3.with_auto_scaling(std)
         return self
 
-    def check_scale(self, trans: Tensor, mask: Tensor | None = None) -> float:
-        """Standard deviation of the diffused coordinates of trans [..., N, 3]; a SettingError outside 0.3 to 3."""
-        return self.r3.check_scale(trans, mask)
+    def check_scale(self, std: float) -> float:
+        """Diffused standard deviation of data with this one (batch units); SettingError outside 0.3 to 3."""
+        return self.r3.check_scale(std)
 
     def forward_marginal(
         self,
@@ -76,6 +76,12 @@ class SE3Diffuser:
         center: bool = True,
     ) -> dict[str, Tensor]:
         """Noised frames, the scores of the kernel that they were drawn from, and the scores' scaling.
+
+        Without fixed residues the mask is the batch's res_mask and `center` stays True. With fixed ones the mask is
+        res_mask * (1 - fixed_mask) and `center` must be False: centring would shift the moved residues against the
+        fixed ones, and `ScoreNetwork` does not project its scores there. The process then contracts the moved ones
+        towards the origin, which is part of the data: put it at the centroid of the clean residues with res_mask 1,
+        fixed ones included, as `MDGenDataset` does, or at a point of your choice, the same in training and sampling.
 
         Returns
         -------
@@ -169,7 +175,7 @@ class SE3Diffuser:
         mask: Tensor | None = None,
         center: bool = True,
     ) -> Tensor:
-        """log density [...] of `transition` from rigids_s at t_from to rigids_t at t_to; float64."""
+        """log density [...] of `transition` (float64) from rigids_s to rigids_t; centred, any centroid is removed."""
         end, start = Rigid.from_tensor_7(rigids_t.double()), Rigid.from_tensor_7(rigids_s.double())
         total = torch.zeros(rigids_t.shape[:-2], dtype=torch.float64, device=rigids_t.device)
         if self.conf.diffuse_rot:
@@ -225,7 +231,7 @@ class SE3Diffuser:
         return torch.where(visible, Rigid(rots, trans).to_tensor_7(), identity.to_tensor_7())
 
     def log_ref(self, rigids: Tensor, mask: Tensor | None = None, center: bool = True) -> Tensor:
-        """log density [...] of the base at frames [..., N, 7]; float64."""
+        """log density [...] of the base at frames [..., N, 7], float64; centred, a centroid is projected out first."""
         frames = Rigid.from_tensor_7(rigids.double())
         total = torch.zeros(rigids.shape[:-2], dtype=torch.float64, device=rigids.device)
         if self.conf.diffuse_rot:

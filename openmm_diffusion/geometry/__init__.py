@@ -1,1 +1,1 @@
-"""Tensors only: dihedral angles and rigid rotations. No molecules, no files."""
+"""Geometry of frames: rotations, rigid frames, residue constants, atoms, backbones, links, dihedrals. No files."""

@@ -90,10 +90,6 @@ class Rigid:
         """Frames with the translations replaced by a function of them, such as a scaling."""
         return Rigid(self.rots, function(self.trans))
 
-    def detach_rots(self) -> "Rigid":
-        """Frames whose rotations carry no gradient (between the blocks of a structure module)."""
-        return Rigid(self.rots.detach(), self.trans)
-
     def to(self, *args: Any) -> "Rigid":
         """Frames of another dtype or on another device."""
         return Rigid(self.rots.to(*args), self.trans.to(*args))

@@ -54,14 +54,17 @@ class IpaScore(nn.Module):
         update
             Scale and mask of the frame updates.
         alpha
-            [B] contraction about the centroid of the translations that are moved, applied after the first block has
-            seen the noised frames: alpha x_t is the best guess of unit-variance data from x_t alone.
+            [B] contraction of the translations that are moved, applied after the first block has seen the noised
+            frames: alpha x_t is the best guess of unit-variance data from x_t alone. It is about the point that the
+            process contracts to: the centroid, or, in samples with residues that are present and not moved, the origin
+            (see `SE3Diffuser.forward_marginal` for where that has to be).
         """
         first = node
+        anchored = (present & (update.mask < 0.5)).any(-1)[:, None, None]
         for index, block in enumerate(self.blocks):
             node, edge, rigids = block(node, edge, first, rigids, present, update)
             if index == 0:
-                centre = centroid(rigids.trans, present)
+                centre = torch.where(anchored, 0.0, centroid(rigids.trans, present))
                 share = (update.mask * (1 - alpha[:, None]))[..., None]
                 rigids = Rigid(rigids.rots, rigids.trans - share * (rigids.trans - centre))
         return node, rigids

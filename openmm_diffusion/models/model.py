@@ -56,9 +56,13 @@ class Model:
         return "".join(_ONE_LETTER.get(name, "X") for name in names)
 
     def sha256(self) -> str:
-        """Fingerprint of the architecture, the molecule and every weight."""
+        """Fingerprint of the architecture, the units, the molecule and every weight."""
+        config = configuration(self.network)
+        # Cards made before this key existed have their fingerprints without it.
+        if "coordinate_scaling" in config and config["coordinate_scaling"] == _implied_scaling(config):
+            del config["coordinate_scaling"]
         digest = hashlib.sha256(repr((self.kind, self.molecule.to_dict())).encode())
-        digest.update(repr(sorted(configuration(self.network).items())).encode())
+        digest.update(repr(sorted(config.items())).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -81,7 +85,8 @@ def create(
         Which torsions a torsion model moves (ignored for a `MoleculeDescription`, which lists them).
     config
         Torsion models: sizes of the network, see `TorsionNetworkConfig`. SE(3) models: `model_conf` (see
-        `ScoreNetworkConfig`), `se3_conf` (see `SE3Config`), `coord_scale` (length units of the batches per Angstrom).
+        `ScoreNetworkConfig`), `se3_conf` (see `SE3Config`), `coord_scale` (length units of the batches per Angstrom),
+        `coordinate_scaling` (diffused units per Angstrom; by default that of `se3_conf`, where it must not be "auto").
 
     Raises
     ------
@@ -104,10 +109,15 @@ def from_recipe(recipe: dict[str, Any]) -> Model:
 
 
 def configuration(network: nn.Module) -> dict[str, Any]:
-    """The configuration that a network was built from, as plain values."""
+    """The configuration that a network was built from, as plain values, with the units that its diffuser has now.
+
+    Raises SettingError where coordinate_scaling is "auto" and no data have filled it in.
+    """
     if isinstance(network, ScoreNetwork):
+        _scaling(network.diffuser.coordinate_scaling)
         return {
             "coord_scale": float(network.diffuser.coord_scale),
+            "coordinate_scaling": float(network.diffuser.coordinate_scaling),
             "model_conf": network.config.to_dict(),
             "se3_conf": network.diffuser.conf.model_dump(),
         }
@@ -138,23 +148,48 @@ def _torsion_network(molecule: MoleculeDescription, config: dict[str, Any], seed
 
 def _se3_configuration(config: dict[str, Any]) -> dict[str, Any]:
     """All of an SE(3) model's configuration as plain values."""
-    known = ("coord_scale", "model_conf", "se3_conf")
+    known = ("coord_scale", "coordinate_scaling", "model_conf", "se3_conf")
     if unknown := sorted(set(config) - set(known)):
         raise SettingError(f"the configuration has {', '.join(unknown)}; an SE(3) model takes {', '.join(known)}")
-    scale = config.get("coord_scale", 1.0)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.0 < scale < float("inf"):
-        raise SettingError(f"coord_scale is {scale!r}; expected length units per Angstrom, a number above 0")
+    se3_conf = SE3Config.of(config.get("se3_conf", {}))
     return {
-        "coord_scale": float(scale),
+        "coord_scale": _coord_scale(config),
+        "coordinate_scaling": _scaling(config.get("coordinate_scaling", se3_conf.r3.coordinate_scaling)),
         "model_conf": ScoreNetworkConfig.of(config.get("model_conf", {})).to_dict(),
-        "se3_conf": SE3Config.of(config.get("se3_conf", {})).model_dump(),
+        "se3_conf": se3_conf.model_dump(),
     }
 
 
+def _coord_scale(config: dict[str, Any]) -> float:
+    return _positive(config.get("coord_scale", 1.0), "coord_scale is {!r}; expected length units per Angstrom")
+
+
+def _scaling(value: Any) -> float:
+    if value == "auto":
+        raise SettingError(
+            'r3.coordinate_scaling is "auto", which only training data fill in; give coordinate_scaling, a number of '
+            "diffused units per Angstrom (1 / standard deviation of the coordinates), to models.create, or train first"
+        )
+    return _positive(value, "coordinate_scaling is {!r}; expected diffused units per Angstrom")
+
+
+def _positive(value: Any, sentence: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
+        raise SettingError(f"{sentence.format(value)}, a number above 0")
+    return float(value)
+
+
+def _implied_scaling(config: dict[str, Any]) -> float:
+    """The coordinate_scaling of cards that do not name it: "auto" meant one over a spread of 1 / coord_scale."""
+    given = SE3Config.of(config.get("se3_conf", {})).r3.coordinate_scaling
+    return 1.0 / (1.0 / _coord_scale(config)) if given == "auto" else float(given)
+
+
 def _se3_network(_molecule: MoleculeDescription, config: dict[str, Any], seed: int) -> nn.Module:
-    values = _se3_configuration(dict(config))
-    scale = values["coord_scale"]
-    diffuser = SE3Diffuser(values["se3_conf"], scale).with_auto_scaling(1.0 / scale)
+    config = dict(config)
+    values = _se3_configuration({"coordinate_scaling": _implied_scaling(config), **config})
+    diffuser = SE3Diffuser(values["se3_conf"], values["coord_scale"])
+    diffuser.coordinate_scaling = values["coordinate_scaling"]
     return ScoreNetwork(values["model_conf"], diffuser, seed=seed)
 
 

@@ -61,7 +61,8 @@ class ScoreNetwork(nn.Module):
             `rigids_t` [B, N, 7], `res_mask`, `fixed_mask` and `seq_idx` [B, N], `t` [B], `sc_ca_t` [B, N, 3] and
             `torsion_angles_sin_cos` [B, N, 7, 2]; lengths in Angstrom times coord_scale. With
             `embed_residue_type` also `aatype` [B, N]. Residues with res_mask 0 are absent: what stands in their rows
-            reaches no other row.
+            reaches no other row. In samples with fixed residues the process contracts to the origin, so where the
+            origin is matters: the same point as in training, see `SE3Diffuser.forward_marginal`.
 
         Returns
         -------

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import SettingError
+from ..errors import SettingError, validation_sentence
 
 
 class EmbedConfig(BaseModel):
@@ -24,7 +24,7 @@ class EmbedConfig(BaseModel):
     @model_validator(mode="after")
     def _bins_ascend(self) -> "EmbedConfig":
         if self.max_bin <= self.min_bin:
-            raise ValueError(f"max_bin {self.max_bin} must exceed min_bin {self.min_bin}")
+            raise ValueError(f"embed.max_bin is {self.max_bin}; expected above embed.min_bin, {self.min_bin}")
         return self
 
 
@@ -90,10 +90,7 @@ class ScoreNetworkConfig(BaseModel):
         try:
             return cls.model_validate(_plain(config or {}))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "model_conf"
-            known = ", ".join(cls.model_fields)
-            raise SettingError(f"model_conf: {place}: {first['msg']}; known keys: {known}") from error
+            raise SettingError(validation_sentence(error, cls)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """All values as plain Python."""

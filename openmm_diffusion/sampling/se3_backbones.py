@@ -84,7 +84,7 @@ def sample_backbones(
     *,
     sampler: str = "reverse_sde",
     n_steps: int = 100,
-    noise_scale: float = 0.1,
+    noise_scale: float = 1.0,
     rho: float = 2.0,
     min_t: float | None = None,
     denoise: bool = True,

@@ -17,8 +17,11 @@ class EpochSampler(Sampler[int]):
     """A permutation of a data set that follows from seed and epoch, and of it the share of one process.
 
     All processes take equally many items; what does not divide is left out of this epoch. The epoch is handed on to the
-    data set, and to `workers`, the generator that seeds a loader's workers, so that a resumed training draws the noise
-    that the uninterrupted one would have drawn.
+    data set, and to `workers`, the generator that seeds a loader's workers. A training resumed from a checkpoint of the
+    end of an epoch so sees the frames and draws the noise that the uninterrupted one would have. From a checkpoint
+    within an epoch (`LastCheckpoint` makes them in long ones) it does not: the loader's position is not stored, the
+    epoch's order and noise start from the beginning, its first frames come twice and its last ones wait for a later
+    epoch.
     """
 
     def __init__(self, data: MDGenDataset, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -47,6 +50,7 @@ class SE3DataModule(lightning.LightningDataModule):
     """Batches of a training and a validation set.
 
     `validation_frames` is the most validation samples that are taken, spread over the set and over its noise levels.
+    The validation set is given the diffused units of the training set.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class SE3DataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
+        validation.coordinate_scaling = train.coordinate_scaling
         self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
         self._validation_frames = validation_frames
 
@@ -83,9 +88,14 @@ class SE3DataModule(lightning.LightningDataModule):
         return self._loader(self.train, sampler, drop_last=True, generator=sampler.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation sample once over all processes, in order."""
+        """Every validation sample once over all processes, in order; all in each where there are fewer than processes.
+
+        No process may be without a batch: it would leave the others waiting. The means are the same either way.
+        """
         rank, world_size = self._place()
-        return self._loader(self.validation, self._validation_rows()[rank::world_size], drop_last=False)
+        rows = self._validation_rows()
+        mine = rows[rank::world_size] if len(rows) >= world_size else rows
+        return self._loader(self.validation, mine, drop_last=False)
 
     def _validation_rows(self) -> list[int]:
         n = len(self.validation)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -143,7 +144,7 @@ def _trainer(folder: Path, options: SE3FitOptions, steps_per_epoch: int) -> ligh
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is a ValueError or plain
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise SettingError(
             f"Lightning cannot train with accelerator {options.accelerator}, devices {options.devices}, strategy "
             f"{options.strategy}, precision {options.precision} ({first_line(error)}); give others"
@@ -156,5 +157,6 @@ def _devices(devices: str | int) -> str | int:
 
 
 def _n_processes(options: SE3FitOptions) -> int:
-    devices = _devices(options.devices)
-    return max(1, devices if isinstance(devices, int) else 1) * options.num_nodes
+    """Processes of a training: what Lightning makes of devices such as "0,1", "auto" and -1, on every node."""
+    trainer = _trainer(Path(), options, 1)
+    return trainer.num_devices * trainer.num_nodes

@@ -66,7 +66,8 @@ def se3_losses(batch: Mapping[str, Tensor], prediction: Mapping[str, Tensor], we
 
     A zero score has rotation and translation losses of 3 on average, at every noise level; the psi loss of random
     angles is 2. Residues with `res_mask` 0 or `fixed_mask` 1 do not count, nor does psi where `torsion_angles_mask` is
-    0; `res_weight`, where the batch has it, weighs residues that crops include too often or too seldom.
+    0; `res_weight`, where the batch has it, weighs residues that crops include too often or too seldom: each by its own
+    weight, a pair by the geometric mean of both, right for neighbours, which crops include together.
     """
     mask = batch["res_mask"].float() * (1 - batch["fixed_mask"].float())
     share = batch.get("res_weight")
@@ -79,7 +80,7 @@ def se3_losses(batch: Mapping[str, Tensor], prediction: Mapping[str, Tensor], we
     clipped = [_clip(rot, weights.clip), _clip(trans * _trans_factor(batch, weights.trans_weighting), weights.clip)]
     total = weights.rot * clipped[0] + weights.trans * clipped[1] + weights.psi * psi
     if weights.atoms or weights.distances:
-        atoms, distances = _atom_losses(batch, prediction, mask)
+        atoms, distances = _atom_losses(batch, prediction, mask, share)
         total = total + weights.atoms * atoms + weights.distances * distances
     return SE3Losses(rot, trans, psi, total)
 
@@ -114,7 +115,9 @@ def _trans_factor(batch: Mapping[str, Tensor], weighting: str) -> Tensor:
     return factors[weighting].to(batch["trans_score_scaling"].dtype)
 
 
-def _atom_losses(batch: Mapping[str, Tensor], prediction: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+def _atom_losses(
+    batch: Mapping[str, Tensor], prediction: Mapping[str, Tensor], mask: Tensor, share: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Squared errors [B] (Angstrom^2) of backbone atoms, and of their distances below 6 Angstrom, for t < 0.25."""
     scale = batch["coord_scale"].reshape(-1, 1, 1, 1)
     true = batch["atom37_pos"][..., :N_BACKBONE, :] / scale
@@ -122,12 +125,14 @@ def _atom_losses(batch: Mapping[str, Tensor], prediction: Mapping[str, Tensor], 
     # An atom that a residue does not have (CB of glycine) stands at the origin before centring: the mask knows it.
     present = mask[..., None] * batch["atom37_mask"][..., :N_BACKBONE]
     low_noise = (batch["t"] < _LARGEST_AUXILIARY_T).to(predicted.dtype)
-    atoms = _mean((predicted - true).square().sum(-1), present)
+    weight = (torch.ones_like(mask) if share is None else share.to(mask.dtype))[..., None].expand_as(present)
+    atoms = _mean((predicted - true).square().sum(-1), present, weight)
     true, predicted, present = true.flatten(1, 2), predicted.flatten(1, 2), present.flatten(1, 2)
     distance = _distances(true)
     pairs = present[:, :, None] * present[:, None, :] * (distance < _NEIGHBOUR_DISTANCE)
     error = (_distances(predicted) - distance).square()
-    return atoms * low_noise, _mean(error, pairs) * low_noise
+    root = weight.flatten(1, 2).sqrt()
+    return atoms * low_noise, _mean(error, pairs, root[:, :, None] * root[:, None, :]) * low_noise
 
 
 def _distances(points: Tensor) -> Tensor:

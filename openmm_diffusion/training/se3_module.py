@@ -1,6 +1,5 @@
 """Training of the SE(3) score network: losses, self-conditioning, learning rate, the first seed's metrics."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning
@@ -12,6 +11,7 @@ from ..diffusion.se3_diffuser import SE3Diffuser
 from ..errors import ModelFileError, SettingError, TrainingError
 from ..models.score_network import ScoreNetwork
 from ..models.se3_config import ScoreNetworkConfig
+from .se3_checks import diffused_units, first_difference
 from .se3_loss import LossWeights, TransWeighting, se3_losses
 
 Batch = dict[str, Any]
@@ -26,8 +26,9 @@ class SE3Module(lightning.LightningModule):
     t = 1, where nothing can be predicted, are logged apart as `val_t1_loss`, ...; the three terms are always the first
     seed's, unclipped, and `val_loss` is their weighted sum; `train_loss` is what is minimised.
 
-    `coord_scale`, the length unit of the data, is taken from the first batch and kept in a buffer; data of another
-    scale are refused.
+    `coord_scale`, the length unit of the data, is taken from the first batch, and `coordinate_scaling`, the diffused
+    units per Angstrom, from the training set where the configuration says "auto"; both are kept in buffers, and data
+    with others are refused.
 
     Parameters
     ----------
@@ -49,6 +50,9 @@ class SE3Module(lightning.LightningModule):
     """
 
     coord_scale: Tensor
+    coordinate_scaling: Tensor
+    # Equal in all processes without being sent around, which would fail where these have unequally many batches.
+    _ddp_params_and_buffers_to_ignore = ("coord_scale", "coordinate_scaling")
 
     def __init__(
         self,
@@ -91,11 +95,27 @@ class SE3Module(lightning.LightningModule):
         self._noise = torch.Generator().manual_seed(seed)
         self._scale = 0.0
         self._validation: Tensor | None = None
-        self.register_buffer("coord_scale", torch.zeros((), dtype=torch.float64))
+        for name in ("coord_scale", "coordinate_scaling"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        self._scaling = 0.0
+        if self.se3_conf.r3.coordinate_scaling != "auto":
+            self.set_coordinate_scaling(self.se3_conf.r3.coordinate_scaling)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The network's output dictionary of a batch."""
         return dict(self.network(batch))
+
+    def on_fit_start(self) -> None:
+        """Take the diffused units from the training set of a data module, or refuse them."""
+        self._take_scaling(getattr(getattr(self.trainer, "datamodule", None), "train", None))
+
+    def on_train_start(self) -> None:
+        """The same for a training set that came in a loader."""
+        self._take_scaling(self.trainer.train_dataloader)
+
+    def on_validation_start(self) -> None:
+        """The same for validation sets."""
+        self._take_scaling(self.trainer.val_dataloaders)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """Loss of a batch, averaged over the residues of a sample and then over the samples."""
@@ -134,11 +154,12 @@ class SE3Module(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the samples of all batches and processes."""
-        if self._validation is None:
-            return
+        own = self._validation
+        if own is None:  # a process without samples takes part too, or the others would wait for ever
+            own = torch.zeros(2, 1 + len(_TERMS), dtype=torch.float64, device=self.device)
         # Summed here and not by the logger: where one process has no sample at t = 1, its logger would wait for ever.
-        gathered: Any = self.all_gather(self._validation)
-        sums = gathered.reshape(-1, *self._validation.shape).sum(0)
+        gathered: Any = self.all_gather(own)
+        sums = gathered.reshape(-1, *own.shape).sum(0)
         for prefix, (n, *terms) in zip(("val", "val_t1"), sums.tolist(), strict=True):
             if n:
                 means = {name: term / n for name, term in zip(_TERMS, terms, strict=True)}
@@ -157,8 +178,19 @@ class SE3Module(lightning.LightningModule):
         if value > 0.0:
             self.coord_scale.fill_(value)
             self.network.diffuser.coord_scale = value
-            self.network.diffuser.with_auto_scaling(1.0 / value)
             self._scale = value
+
+    def set_coordinate_scaling(self, value: float) -> None:
+        """Set the diffused units per Angstrom; a TrainingError where they are known and others."""
+        if self._scaling and abs(value - self._scaling) > 1e-4 * self._scaling:
+            raise TrainingError(
+                f"a data set has the coordinate_scaling {value:.6g} per A, expected {self._scaling:.6g} as in the "
+                "configuration, the checkpoint or the training set; give every data set that of the training set"
+            )
+        if not self._scaling:
+            self.coordinate_scaling.fill_(value)
+            self.network.diffuser.coordinate_scaling = value
+            self._scaling = value
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, and the state of the generator so that a resumed training goes on with it."""
@@ -171,14 +203,21 @@ class SE3Module(lightning.LightningModule):
         if stored is None:
             raise ModelFileError("the checkpoint is not of an SE(3) training; give the folder of one, or start anew")
         for name, own in (("model_conf", self.model_conf), ("se3_conf", self.se3_conf)):
-            if difference := _first_difference(stored[name], own.model_dump()):
+            if difference := first_difference(stored[name], own.model_dump()):
                 key, before, now = difference
                 raise ModelFileError(
                     f"the checkpoint was made with {name}.{key} = {before}, expected {now}; give the configuration of "
                     "the checkpoint, or train anew with --overwrite"
                 )
         self._noise.set_state(checkpoint["noise_generator"].cpu())
-        self.set_coord_scale(float(checkpoint["state_dict"]["coord_scale"]))
+        scale = float(checkpoint["state_dict"]["coord_scale"])
+        self.set_coord_scale(scale)
+        for name in ("state_dict", "current_model_state"):
+            # Before this buffer existed, "auto" meant one over a spread of 1 / coord_scale.
+            if name in checkpoint and "coordinate_scaling" not in checkpoint[name]:
+                checkpoint[name]["coordinate_scaling"] = torch.tensor(self._scaling or scale, dtype=torch.float64)
+        if stored_scaling := float(checkpoint["state_dict"]["coordinate_scaling"]):
+            self.set_coordinate_scaling(stored_scaling)
 
     def _take_scale(self, batch: Batch) -> None:
         scales = torch.as_tensor(batch["coord_scale"], dtype=torch.float64).reshape(-1)
@@ -192,6 +231,10 @@ class SE3Module(lightning.LightningModule):
         if not self._scale:
             self.set_coord_scale(known)
 
+    def _take_scaling(self, data: Any) -> None:
+        for value in diffused_units(data):
+            self.set_coordinate_scaling(value)
+
     def _self_conditioned(self, batch: Batch) -> Batch:
         with torch.no_grad():
             ca = self.network(batch)["rigids"][..., 4:]
@@ -203,15 +246,3 @@ class SE3Module(lightning.LightningModule):
             return warm
         share = min(1.0, max(step / max(1, int(self.trainer.estimated_stepping_batches)), self.time_share))
         return warm * (0.505 + 0.495 * float(torch.cos(torch.tensor(torch.pi * share))))
-
-
-def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key with another value, its two values; None where the nested mappings are equal."""
-    for key in [*now, *(key for key in before if key not in now)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if inner := _first_difference(old, new):
-                return f"{key}.{inner[0]}", inner[1], inner[2]
-        elif old != new:
-            return key, old, new
-    return None

@@ -10,9 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..analysis import backbone_comparison, backbone_quality
-from ..data.frame_splits import FrameSplit, read_frame_splits
-from ..data.md_arrays import check_frames, find_array, list_arrays, open_array, strip_suffix
-from ..errors import InputFileError, ModelError, SettingError, TrajectoryError
+from ..errors import ModelError, SettingError
 from ..geometry import residue_constants as rc
 from ..models import Model, store
 from ..models.score_network import ScoreNetwork
@@ -21,15 +19,15 @@ from ..sampling.se3_backbones import Backbones, sample_backbones
 from . import se3_report
 from .backbone_files import atoms_of, backbone_topology, write_all_atom, write_backbones
 from .generate_se3_settings import GenerateSE3Settings
-from .output import prepare_folder, write_json
+from .output import prepare_folder, refuse_to_lose, write_json
+from .se3_reference import Reference, read_reference
 from .se3_report import FILES, quality_text
 from .settings import command_line
 
-__all__ = ["FILES", "GenerateSE3Settings", "generate_se3", "quality_text"]
+__all__ = ["FILES", "GenerateSE3Settings", "generate_se3", "quality_text", "read_reference"]
 
 logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
-MAX_FRAMES = 5000  # of MD that the comparison looks at, evenly spaced
 
 
 def generate_se3(settings: GenerateSE3Settings, *, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -44,25 +42,20 @@ def generate_se3(settings: GenerateSE3Settings, *, overwrite: bool = False, prog
     InputFileError, TrajectoryError
         The reference data are missing, or of another protein.
     OutputError
-        The folder holds results already.
+        The folder holds results already. With `overwrite` they are removed once there are new backbones to write.
     """
     model = store.load(settings.model)
     sequence = chosen_sequence(model, settings.sequence)
-    reference = None if settings.data_dir is None else read_reference(settings, len(sequence))
+    reference = None if settings.data_dir is None else read_reference(settings, sequence)
     device = choose_device(settings.device)
-    folder = prepare_folder(settings.output, overwrite=overwrite)
-    settings.write(folder / "settings.yaml")
+    refuse_results(settings, overwrite=overwrite)
     started = time.perf_counter()
     samples = _sample(settings, model, sequence, device, progress=progress)
     seconds = time.perf_counter() - started
-    topology = backbone_topology(sequence)
-    atoms = atoms_of(samples.atom37.numpy(), topology)
-    write_backbones(folder, topology, atoms, settings.formats)
-    notes = [_NOTE]
-    completed = None
-    if settings.side_chains:
-        completed, failures = write_all_atom(folder, topology, atoms, settings.seed, progress=progress)
-        notes += failures
+    # Only now, so that what fails leaves older results alone.
+    folder = prepare_folder(settings.output, overwrite=overwrite)
+    settings.write(folder / "settings.yaml")
+    completed, failures = _write(settings, folder, samples, sequence, progress=progress)
     generated = samples.atom37[:, :, backbone_quality.BACKBONE_OF_ATOM37].numpy()
     quality = {
         "command": command_line("generate se3", settings),
@@ -77,20 +70,29 @@ def generate_se3(settings: GenerateSE3Settings, *, overwrite: bool = False, prog
         "samples_per_second": len(samples) / seconds,
         "with_side_chains": completed,
         **judged(generated, reference),
-        "notes": notes,
+        "notes": [_NOTE, *failures],
     }
-    se3_report.draw(generated, None if reference is None else reference[0], quality, folder)
+    se3_report.draw(generated, None if reference is None else reference.md, quality, folder)
     write_json(folder / "quality.json", quality)
     return quality
 
 
-def judged(generated: Array, reference: tuple[Array, Array] | None) -> dict[str, Any]:
-    """The metrics of backbones [n, L, 4, 3] (Angstrom), and their comparison with (MD, held-out MD) where given."""
+def refuse_results(settings: GenerateSE3Settings, *, overwrite: bool) -> None:
+    """Raise OutputError where the output cannot be written for what it holds; make and empty nothing."""
+    if overwrite:
+        refuse_to_lose(settings.output, settings.inputs())
+    if settings.output.is_file() or (settings.output.exists() and not overwrite):
+        prepare_folder(settings.output)
+
+
+def judged(generated: Array, reference: Reference | None) -> dict[str, Any]:
+    """The metrics of backbones [n, L, 4, 3] (Angstrom), and their comparison with MD where given."""
     found: dict[str, Any] = {"generated": backbone_quality.ensemble_summary(generated), "md": None, "comparison": None}
     if reference is not None:
-        md, held_out = reference
-        found["md"] = backbone_quality.ensemble_summary(md)
-        found["comparison"] = backbone_comparison.compare(generated, md, held_out)
+        found["md"] = backbone_quality.ensemble_summary(reference.md)
+        found["comparison"] = backbone_comparison.compare(
+            generated, reference.md, reference.held_out, lengths=reference.lengths
+        )
     return found
 
 
@@ -124,37 +126,6 @@ def chosen_sequence(model: Model, given: str | None) -> str:
     return given
 
 
-def read_reference(settings: GenerateSE3Settings, n_residues: int) -> tuple[Array, Array]:
-    """Backbones [n, L, 4, 3] (Angstrom) of the MD, and of its held-out frames, of a folder of 'prepare se3'."""
-    folder = settings.data_dir
-    assert folder is not None
-    if settings.name is not None:
-        names = [strip_suffix(settings.name, settings.suffix)]
-    else:
-        names = list_arrays(folder, settings.suffix)
-    splits = _splits(settings)
-    whole, held_out = [], []
-    for name in names:
-        path = find_array(folder, name, settings.suffix)
-        if path is None:
-            raise InputFileError(f"there is no {name}{settings.suffix}.npy in {folder}; check --name and --suffix")
-        array = open_array(path)
-        if array.shape[1] != n_residues:
-            if settings.name is not None:
-                raise TrajectoryError(
-                    f"{path} has {array.shape[1]} residues, the model {n_residues}; give MD of the same protein"
-                )
-            continue
-        split = splits.get(name, FrameSplit(name))
-        mode = settings.held_out if name in splits else "all"
-        bounds = split.bounds(mode, len(array), settings.frame_interval)
-        whole.append(_backbones(array, (0, len(array)), path, len(names)))
-        held_out.append(_backbones(array, bounds, path, len(names)))
-    if not whole:
-        raise TrajectoryError(f"no trajectory in {folder} has {n_residues} residues; give --data-dir of the protein")
-    return np.concatenate(whole), np.concatenate(held_out)
-
-
 def _sample(
     settings: GenerateSE3Settings, model: Model, sequence: str, device: torch.device, *, progress: bool
 ) -> Backbones:
@@ -176,22 +147,16 @@ def _sample(
     )
 
 
-def _splits(settings: GenerateSE3Settings) -> dict[str, FrameSplit]:
-    assert settings.data_dir is not None
-    path = settings.train_split or settings.data_dir / "frame_splits.csv"
-    if settings.held_out == "all" or (settings.train_split is None and not path.is_file()):
-        return {}
-    rows, apart = read_frame_splits(path, [settings.held_out])
-    return {strip_suffix(row.name, settings.suffix): row for row in rows} if apart else {}
-
-
-def _backbones(array: NDArray[np.floating], bounds: tuple[int, int], path: Path, n_files: int) -> Array:
-    first, stop = bounds
-    n = min(stop - first, max(2, MAX_FRAMES // n_files))
-    frames = np.linspace(first, stop - 1, n).round().astype(np.int64)
-    taken = np.asarray(array[frames])
-    check_frames(taken, path, frames)
-    return taken[:, :, :4].astype(np.float64)
+def _write(
+    settings: GenerateSE3Settings, folder: Path, samples: Backbones, sequence: str, *, progress: bool
+) -> tuple[int | None, list[str]]:
+    """Write the backbones; how many have side chains (None: not asked for), and a sentence for each that has not."""
+    topology = backbone_topology(sequence)
+    atoms = atoms_of(samples.atom37.numpy(), topology)
+    write_backbones(folder, topology, atoms, settings.formats)
+    if not settings.side_chains:
+        return None, []
+    return write_all_atom(folder, topology, atoms, settings.seed, progress=progress)
 
 
 def _letter(name: str) -> str:

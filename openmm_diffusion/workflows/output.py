@@ -8,7 +8,15 @@ from typing import Any
 from ..errors import OutputError
 from ..files import replacing, write_json, write_text
 
-__all__ = ["prepare_folder", "refuse_existing", "replacing", "write_json", "write_text", "write_trajectory"]
+__all__ = [
+    "prepare_folder",
+    "refuse_existing",
+    "refuse_to_lose",
+    "replacing",
+    "write_json",
+    "write_text",
+    "write_trajectory",
+]
 
 
 def prepare_folder(
@@ -26,12 +34,7 @@ def prepare_folder(
         raise OutputError(f"the output {folder} is a file; expected a folder, choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         if overwrite:
-            for item in inputs:
-                if item.resolve().is_relative_to(folder.resolve()):
-                    raise OutputError(
-                        f"{item} is read by this job and lies in the output folder {folder}, which --overwrite would "
-                        "empty; give another output folder"
-                    )
+            refuse_to_lose(folder, inputs)
             _empty(folder)
         elif not resume:
             ways = "--overwrite or" if resume is None else "--overwrite, --resume or"
@@ -41,6 +44,16 @@ def prepare_folder(
     except OSError as error:
         raise OutputError(f"cannot make the output folder {folder}: {error}; choose another place") from error
     return folder
+
+
+def refuse_to_lose(folder: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError where one of the inputs of a job lies in a folder that is about to be emptied."""
+    for item in inputs:
+        if item.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"{item} is read by this job and lies in the output folder {folder}, which --overwrite would empty; "
+                "give another output folder"
+            )
 
 
 def _empty(folder: Path) -> None:

@@ -82,21 +82,30 @@ def quality_text(quality: Mapping[str, Any]) -> str:
         rows.append(("side chains", f"added to {quality['with_side_chains']} backbones"))
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {value}" for name, value in rows]
-    return "\n".join([*lines, *(f"  note: {note}" for note in quality["notes"])])
+    notes = [*quality["notes"], *([] if comparison is None else comparison["torsion_divergence"]["notes"])]
+    return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
 
 
 def _comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     torsions, correlation = comparison["torsion_divergence"], comparison["rmsf_correlation"]
-    rows = [("RMSF correlation", "-" if correlation is None else f"{correlation:.3f}")]
+    amplitudes = comparison["rmsf_ratio_per_residue"]
+    rows = [
+        ("RMSF correlation", "-" if correlation is None else f"{correlation:.3f}"),
+        (
+            "RMSF amplitude",
+            f"{comparison['rmsf_ratio']:.2f} of MD (residues {min(amplitudes):.2f} to {max(amplitudes):.2f})",
+        ),
+    ]
     for key, label in (("per_residue", "JSD per residue"), ("pooled", "JSD pooled")):
-        ratio = torsions["ratio"][key]
+        ratio, excess = torsions["ratio"][key], torsions["excess_ratio"][key]
         rows.append(
             (
                 label,
                 f"{torsions['generated_and_held_out'][key]:.4f} bit to held-out MD, "
                 f"{torsions['halves_of_md'][key]:.4f} between halves of MD, "
-                f"{torsions['halves_at_random'][key]:.4f} by chance, {torsions['samples']} frames each"
-                + ("" if ratio is None else f"; ratio {ratio:.2f}"),
+                f"{torsions['by_chance'][key]:.4f} by chance, {torsions['samples']} frames each"
+                + ("" if ratio is None else f"; ratio {ratio:.2f}")
+                + ("" if excess is None else f", above chance {excess:.2f}"),
             )
         )
     geometry = comparison["geometry"]

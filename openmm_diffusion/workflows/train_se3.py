@@ -2,13 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputFileError
+from ..errors import InputFileError, SettingError, TrajectoryError
 from .output import prepare_folder
 from .se3_presets import merged, preset
 from .settings import command_line, read_yaml, refuse_other_settings
@@ -26,7 +27,7 @@ N_VAL_T = 20
 VALIDATION_FRAMES = 20 * (N_VAL_T + 1)
 # What may change when a training is resumed: how long and on what it runs, not what is learned.
 _FREE = (
-    *("save_dir", "epochs", "max_minutes", "validate_every", "num_workers", "threads"),
+    *("save_dir", "epochs", "max_minutes", "validate_every", "num_workers", "threads", "cache_mb"),
     *("accelerator", "devices", "num_nodes", "strategy", "precision"),
 )
 
@@ -65,7 +66,7 @@ def train_se3(
     if is_first_process():
         if resume:
             refuse_other_settings(settings, but=_FREE)
-        folder = prepare_folder(folder, overwrite=overwrite, resume=resume)
+        folder = prepare_folder(folder, overwrite=overwrite, resume=resume, inputs=settings.inputs())
         settings.write(folder / "settings.yaml")
     metrics = fit_se3(module, data, folder, options)
     if not is_first_process():
@@ -74,13 +75,24 @@ def train_se3(
 
 
 def configurations(settings: TrainSE3Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configurations of network and noise process: the preset, and the files over it."""
+    """The configurations of network and noise process: the preset, and the files over it.
+
+    Raises SettingError with the file's path where a file's keys or values are wrong.
+    """
+    from ..diffusion.se3_config import SE3Config
+    from ..models.se3_config import ScoreNetworkConfig
+
+    checks: tuple[Callable[[Any], Any], ...] = (ScoreNetworkConfig.of, SE3Config.of)
     given = (settings.model_conf, settings.se3_conf)
-    model_conf, se3_conf = (
-        base if path is None else merged(base, read_yaml(path))
-        for base, path in zip(preset(settings.preset), given, strict=True)
-    )
-    return model_conf, se3_conf
+    found = []
+    for base, path, check in zip(preset(settings.preset), given, checks, strict=True):
+        conf = base if path is None else merged(base, read_yaml(path))
+        try:
+            check(conf)
+        except SettingError as error:
+            raise SettingError(f"{path}: {error}" if path else str(error)) from error
+        found.append(conf)
+    return found[0], found[1]
 
 
 def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset"]:
@@ -89,17 +101,20 @@ def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset
     from ..diffusion.se3_diffuser import SE3Diffuser
 
     diffuser = SE3Diffuser(configurations(settings)[1])
+    table = _table(settings.train_split, settings.data_dir, "frame_splits.csv", required=False)
     min_t = diffuser.conf.min_t
     centres = min_t + (1.0 - min_t) * (np.arange(N_VAL_T) + 0.5) / N_VAL_T
     arguments = {
         "data_dir": settings.data_dir,
         "atlas_csv": _table(settings.atlas_csv, settings.data_dir, "atlas.csv", required=True),
-        "train_split": _table(settings.train_split, settings.data_dir, "frame_splits.csv", required=False),
+        "train_split": table,
         "suffix": settings.suffix,
         "frame_interval": settings.frame_interval,
         "crop_ratio": settings.crop_ratio,
         "low_noise_share": settings.low_noise_share,
         "inclusion": settings.inclusion,
+        "crop_tolerance": settings.crop_tolerance,
+        "cache_mb": settings.cache_mb,
         "overfit": settings.overfit,
         "seed": settings.seed,
         # Spread from the start on, so that a few validation frames see all of the range.
@@ -107,8 +122,23 @@ def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset
     }
     train = MDGenDataset(arguments, diffuser, "train")
     validation = MDGenDataset(arguments, diffuser, "val")
+    _refuse_common_frames(train, validation, table)
     validation.coord_scale = train.coord_scale
     return train, validation
+
+
+def _refuse_common_frames(train: "MDGenDataset", validation: "MDGenDataset", table: Path | None) -> None:
+    """Raise TrajectoryError where frames are in both sets: their loss would not tell memory from knowledge."""
+    others = {trajectory.name: trajectory for trajectory in validation.trajectories}
+    for one in train.trajectories:
+        other = others.get(one.name)
+        if other is not None and max(one.start, other.start) < min(one.stop, other.stop):
+            reason = f"{table} has no columns train_end and val_end, or overlapping ones" if table else "no table given"
+            raise TrajectoryError(
+                f"the validation frames [{other.start}, {other.stop}) of {one.name} are among the training frames "
+                f"[{one.start}, {one.stop}) ({reason}); give a --train-split with name, train_end and val_end, as "
+                "'prepare se3' writes it"
+            )
 
 
 def _table(given: Path | None, data_dir: Path, name: str, *, required: bool) -> Path | None:

@@ -32,6 +32,10 @@ class TrainSE3Settings(Settings):
     inclusion: Literal["equal", "horvitz-thompson"] = Field(
         "equal", description="equal inclusion of residues by the weights of crops, or by weights in the loss"
     )
+    crop_tolerance: float = Field(
+        1e-3, gt=0, description="largest deviation of the inclusion from its mean, relative, with inclusion equal"
+    )
+    cache_mb: float = Field(512.0, ge=0, description="MB; frames and torsions are kept in memory if they need less")
     frame_interval: int = Field(1, ge=1, description="the files hold every n-th of the frames that the table counts")
     overfit: int = Field(0, ge=0, description="take only the first n frames of each trajectory's split; 0 for all")
     rot_loss_weight: float = Field(1.0, ge=0, description="weight of the rotation score")
