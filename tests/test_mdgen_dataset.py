@@ -157,7 +157,7 @@ def visible_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
-def test_B08_samples_are_centred_before_they_are_noised(villin: PreparedSE3, ratio: float) -> None:
+def test_B8_samples_are_centred_before_they_are_noised(villin: PreparedSE3, ratio: float) -> None:
     """Clean and noised visible frames and the score have no centroid, whatever the crop; all CA together have."""
     batch = batch_of(training(villin, crop_ratio=ratio))
     mask = batch["res_mask"]
