@@ -282,7 +282,12 @@ class TestReference:
         """The MD is the whole file, the held-out frames the table's test frames (or val, or all), in Angstrom."""
         file = next(iter(data.files))
         array = np.load(file)[:, :, :4].astype(np.float64)
-        for held_out, rows in (("test", slice(32, 40)), ("val", slice(24, 32)), ("all", slice(0, 40))):
+        for held_out, rows in (
+            ("unseen", slice(24, 40)),
+            ("test", slice(32, 40)),
+            ("val", slice(24, 32)),
+            ("all", slice(0, 40)),
+        ):
             settings = settings_for(tmp_path, model, data_dir=file.parent, held_out=held_out)
             found = read_reference(settings, SEQUENCE)
             np.testing.assert_array_equal(found.md, array)

@@ -44,7 +44,10 @@ class GenerateSE3Settings(Settings):
     suffix: str = Field("", description="end of the file names before .npy")
     train_split: Path | None = Field(None, description="table of frame splits; {data_dir}/frame_splits.csv by default")
     frame_interval: int = Field(1, ge=1, description="the files hold every n-th of the frames that the table counts")
-    held_out: Literal["test", "val", "all"] = Field("test", description="frames that the model did not learn from")
+    held_out: Literal["unseen", "test", "val", "all"] = Field(
+        "unseen",
+        description="frames to compare torsions with: unseen (val and test, which training never drew), or one",
+    )
     device: str | None = Field(None, description="torch device; cuda where there is one, else cpu")
     seed: int = Field(0, ge=0, description="seed of starts and noise")
 

@@ -77,11 +77,16 @@ def _read(settings: GenerateSE3Settings, found: Mapping[str, Path]) -> Reference
     whole, held_out = [], []
     for name, path in found.items():
         array = open_array(path)
-        mode = settings.held_out if name in splits else "all"
-        bounds = splits.get(name, FrameSplit(name)).bounds(mode, len(array), settings.frame_interval)
+        split = splits.get(name, FrameSplit(name))
         whole.append(_backbones(array, (0, len(array)), path, len(found)))
-        held_out.append(_backbones(array, bounds, path, len(found)))
+        for mode in _modes(settings) if name in splits else ("all",):
+            bounds = split.bounds(mode, len(array), settings.frame_interval)
+            held_out.append(_backbones(array, bounds, path, len(found)))
     return Reference(np.concatenate(whole), np.concatenate(held_out), [len(x) for x in whole])
+
+
+def _modes(settings: GenerateSE3Settings) -> tuple[str, ...]:
+    return ("val", "test") if settings.held_out == "unseen" else (settings.held_out,)
 
 
 def _splits(settings: GenerateSE3Settings) -> dict[str, FrameSplit]:
@@ -89,7 +94,7 @@ def _splits(settings: GenerateSE3Settings) -> dict[str, FrameSplit]:
     path = settings.train_split or settings.data_dir / "frame_splits.csv"
     if settings.held_out == "all" or (settings.train_split is None and not path.is_file()):
         return {}
-    rows, apart = read_frame_splits(path, [settings.held_out])
+    rows, apart = read_frame_splits(path, list(_modes(settings)))
     return {strip_suffix(row.name, settings.suffix): row for row in rows} if apart else {}
 
 
