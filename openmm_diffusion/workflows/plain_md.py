@@ -51,10 +51,7 @@ def run_md(settings: PlainMDSettings, *, overwrite: bool = False, resume: bool =
         if done:
             context.setState(openmm.XmlSerializer.deserialize(_state_file(blocks, done - 1).read_text()))
         else:
-            context.setPositions(molecule.positions)
-            openmm.LocalEnergyMinimizer.minimize(context, maxIterations=500)
-            context.setVelocitiesToTemperature(settings.temperature * unit.kelvin, settings.seed + 1)
-            integrator.step(round(settings.equilibration_ps * 1000 / settings.timestep))
+            _equilibrate(context, integrator, molecule.positions, settings, progress)
         with tqdm(total=n_frames, initial=done * FRAMES_PER_BLOCK, desc="MD frames", disable=not progress) as bar:
             for block in range(done, n_blocks):
                 frames = []
@@ -71,6 +68,25 @@ def run_md(settings: PlainMDSettings, *, overwrite: bool = False, resume: bool =
     write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions[None])
     _join(folder, blocks, n_blocks, settings, molecule.name, platform.getName())
     return folder
+
+
+def _equilibrate(
+    context: openmm.Context,
+    integrator: openmm.Integrator,
+    positions: NDArray[np.float64],
+    settings: PlainMDSettings,
+    progress: bool,
+) -> None:
+    context.setPositions(positions)
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=500)
+    context.setVelocitiesToTemperature(settings.temperature * unit.kelvin, settings.seed + 1)
+    n_steps = round(settings.equilibration_ps * 1000 / settings.timestep)
+    with tqdm(total=n_steps, desc="equilibration steps", disable=not progress) as bar:
+        while bar.n < n_steps:
+            part = min(250, n_steps - bar.n)
+            integrator.step(part)
+            bar.n += part
+            bar.refresh()
 
 
 def _state_file(blocks: Path, block: int) -> Path:
