@@ -1,5 +1,6 @@
 """The command line: every bad input ends with one sentence, a non-zero status, and nothing written."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from openmm_diffusion.cli.main import app
 from openmm_diffusion.data import TorsionDataset
 from openmm_diffusion.errors import OutputError
 from openmm_diffusion.models import store
+from openmm_diffusion.workflows.generate_se3_settings import GenerateSE3Settings
 from openmm_diffusion.workflows.job_settings import PlainMDSettings
-from openmm_diffusion.workflows.settings import refuse_other_settings
+from openmm_diffusion.workflows.settings import command_line, refuse_other_settings
+from openmm_diffusion.workflows.train_se3_settings import TrainSE3Settings
 
 ALANINE = str(Path(__file__).parents[1] / "examples" / "alanine.pdb")
 
@@ -188,3 +191,15 @@ def test_settings_younger_than_a_run_had_their_defaults(tmp_path: Path) -> None:
     refuse_other_settings(stored)
     with pytest.raises(OutputError, match=r"interval_ps 2\.0"):
         refuse_other_settings(PlainMDSettings.build({"output": tmp_path, "interval_ps": 1.0}))
+
+
+def test_stored_commands_can_be_run_again(tmp_path: Path) -> None:
+    """The command that a card stores is taken by the command line, switches that are on or off among its settings."""
+    on = TrainSE3Settings.build({"data_dir": tmp_path, "cosine_decay": True, "warmup_steps": 5})
+    off = GenerateSE3Settings.build({"output": tmp_path, "model": "m", "denoise": False})
+    for command, settings, word in (("train se3", on, "--cosine-decay"), ("generate se3", off, "--no-denoise")):
+        words = shlex.split(command_line(command, settings))[1:]
+        assert word in words
+        result = run(*words, "--help")
+        assert result.exit_code == 0, result.output
+        assert run(*words, "--no-such", "--help").exit_code != 0

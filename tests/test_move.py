@@ -584,3 +584,11 @@ def test_runs_in_explicit_solvent() -> None:
     mcmc.LangevinDynamicsMove(n_steps=5).apply(state, sampler, context_cache=contexts)
     run(move, state, sampler, contexts)
     assert move.n_proposed == 5
+
+
+def test_a_model_of_backbone_frames_is_refused_in_one_sentence() -> None:
+    """An SE(3) model has no torsions to move; the sentence says what is expected and how to make it."""
+    topology = testsystems.AlanineDipeptideVacuum().topology
+    frames = models.create("se3", topology, seed=0)
+    with pytest.raises(ModelError, match=r"kind 'se3'; expected 'torsion'.*train torsion"):
+        DiffusionMove(frames, topology)

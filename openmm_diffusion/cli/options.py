@@ -69,8 +69,10 @@ def _option(name: str, annotation: Any, field: Any) -> inspect.Parameter:
 
 
 def _parameter(name: str, annotation: Any, default: Any, help: str) -> inspect.Parameter:
-    flags = [f"--{name.replace('_', '-')}"]
-    option = typer.Option(*flags, help=help, show_default=False)
+    flag = name.replace("_", "-")
+    # A setting may be switched on or off; overwrite, resume and quiet are off unless given.
+    flags = f"--{flag}/--no-{flag}" if annotation == (bool | None) else f"--{flag}"
+    option = typer.Option(flags, help=help, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )

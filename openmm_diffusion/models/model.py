@@ -1,5 +1,6 @@
 """A model: network, the molecule it is for, and its card; created untrained, or loaded from a file."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -94,9 +95,9 @@ def create(
         For an unknown kind, and for a configuration that is not of that kind.
     """
     build = _builder(kind)
-    kinds = torsions if kind == "torsion" else ()
-    molecule = topology if isinstance(topology, MoleculeDescription) else describe(topology, kinds)
+    molecule = topology if isinstance(topology, MoleculeDescription) else describe(topology, torsions)
     if kind == "se3":
+        molecule = dataclasses.replace(molecule, torsions=())  # it moves frames
         config = _se3_configuration(config)
     recipe = {"kind": kind, "molecule": molecule.to_dict(), "seed": seed, "config": dict(config)}
     return Model(kind, build(molecule, config, seed), molecule, {}, {"create": recipe})

@@ -64,6 +64,11 @@ class TorsionProposal:
         pool_size: int = 1024,
         device: str | None = None,
     ) -> None:
+        if model.kind != "torsion":
+            raise ModelError(
+                f"the model is of kind {model.kind!r}; expected 'torsion', whose draws can be accepted exactly: train one "
+                "with 'openmm-diffusion train torsion'"
+            )
         sequences = tuple(chain.sequence for chain in find_chains(topology))
         if sequences != model.molecule.sequences:
             here = " + ".join("-".join(sequence) for sequence in sequences)

@@ -83,8 +83,12 @@ def command_line(command: str, settings: Settings) -> str:
         value = getattr(settings, name)
         if value is None or (not field.is_required() and value == field.default):
             continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+            continue
         for item in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(item))]
+            words += [f"--{option}", shlex.quote(str(item))]
     return " ".join(words)
 
 
