@@ -66,8 +66,8 @@ class TorsionProposal:
     ) -> None:
         if model.kind != "torsion":
             raise ModelError(
-                f"the model is of kind {model.kind!r}; expected 'torsion', whose draws can be accepted exactly: train one "
-                "with 'openmm-diffusion train torsion'"
+                f"the model is of kind {model.kind!r}; expected 'torsion', whose draws can be accepted exactly: train "
+                "one with 'openmm-diffusion train torsion'"
             )
         sequences = tuple(chain.sequence for chain in find_chains(topology))
         if sequences != model.molecule.sequences:
