@@ -4,6 +4,7 @@ import functools
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -142,3 +143,18 @@ def test_flags_of_the_specification_are_taken() -> None:
     given = [word for flag in flags for word in (flag, "1")]
     assert CliRunner().invoke(app, ["train", "se3", *given, "--help"]).exit_code == 0
     assert CliRunner().invoke(app, ["train", "se3", *given, "--data_folder", "1", "--help"]).exit_code != 0
+
+
+def test_backbone_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python block of the SE(3) section runs as it stands beside a folder of prepared data."""
+    from villin_data import prepared
+
+    pytest.importorskip("omegaconf")
+    prepared(tmp_path, 20)
+    monkeypatch.chdir(tmp_path)
+    block = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert len(names["train_dataset"]) == 12
+    assert names["val_dataset"].coord_scale == names["train_dataset"].coord_scale
+    assert sum(parameter.numel() for parameter in names["model"].parameters()) > 1e5
