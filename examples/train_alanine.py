@@ -8,11 +8,10 @@ where it was stopped otherwise.
 """
 
 import argparse
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from openmm_diffusion.workflows.console import run_stages
 
 NAMES = {"obc": "alanine-dipeptide-torsion", "vacuum": "alanine-dipeptide-torsion-vacuum"}
 # In vacuum R is rarer: its draws need more weight to be tried as often.
@@ -33,14 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     for solvent in NAMES if options.solvent == "both" else (options.solvent,):
         folder = options.output / solvent
-        folder.mkdir(parents=True, exist_ok=True)
-        for result, command in STAGES:
-            command = command.format(solvent=solvent, flatten=FLATTEN[solvent])
-            print(f"{folder}$ openmm-diffusion {command}", flush=True)
-            if not (folder / result).exists():
-                subprocess.run(
-                    [sys.executable, "-m", "openmm_diffusion", *shlex.split(command)], cwd=folder, check=True
-                )
+        run_stages(folder, STAGES, solvent=solvent, flatten=FLATTEN[solvent])
         if options.install:
             install(folder / "model", NAMES[solvent])
 

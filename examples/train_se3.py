@@ -9,10 +9,9 @@ training go on where they were stopped.
 """
 
 import argparse
-import shlex
-import subprocess
-import sys
 from pathlib import Path
+
+from openmm_diffusion.workflows.console import run_stages
 
 STAGES = (
     ("md/trajectory.dcd", "md --output md --system villin-hp35 --nanoseconds {nanoseconds} --interval-ps {interval} "
@@ -37,17 +36,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=("small", "seed", "acceptance"), default="small")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     # At least 250 frames, however short the dynamics is.
     spacing = {"interval": min(2.0, 4.0 * options.nanoseconds), "equilibration": min(100.0, 50 * options.nanoseconds)}
-    values = {**vars(options), **spacing}
-    for result, command in STAGES:
-        command = command.format(**values)
-        print(f"{options.output}$ openmm-diffusion {command}", flush=True)
-        if not (options.output / result).exists():
-            subprocess.run(
-                [sys.executable, "-m", "openmm_diffusion", *shlex.split(command)], cwd=options.output, check=True
-            )
+    run_stages(options.output, STAGES, **vars(options), **spacing)
 
 
 if __name__ == "__main__":

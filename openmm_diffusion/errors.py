@@ -52,20 +52,25 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+def first_problem(error: Any) -> tuple[Any, str]:
+    """What to tell of a pydantic ValidationError, and its reason: an unknown key, which may explain a missing one."""
+    first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    return first, first["msg"].removeprefix("Value error, ")
+
+
 def validation_sentence(error: Any, model: Any, prefix: str = "") -> str:
     """What a pydantic ValidationError of a model says, in one sentence with the keys' full names.
 
     Parameters
     ----------
     error
-        The error; the first unknown key is told, which may explain a missing one, else the first of all.
+        The error; `first_problem` of it is told.
     model
         The model's class, for the names of the keys that there are.
     prefix
         Name of the mapping that holds the keys, for models inside others.
     """
-    first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
-    reason = first["msg"].removeprefix("Value error, ")
+    first, reason = first_problem(error)
     if first["type"] == "value_error":  # a model's own check is a whole sentence
         return reason
     names, owner = _walk(model, first["loc"])

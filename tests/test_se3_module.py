@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_network import TINY
 from torch import Tensor
 from torch.utils.data import DataLoader
 from villin_data import options, prepared
@@ -29,21 +30,6 @@ from openmm_diffusion.training.se3_fit import SE3FitOptions, _n_processes, check
 from openmm_diffusion.training.se3_loss import LossWeights, se3_losses
 from openmm_diffusion.training.se3_module import SE3Module
 
-TINY = {
-    "node_embed_size": 16,
-    "edge_embed_size": 8,
-    "embed": {"index_embed_size": 8},
-    "ipa": {
-        "num_blocks": 1,
-        "no_heads": 2,
-        "c_hidden": 4,
-        "no_qk_points": 2,
-        "no_v_points": 2,
-        "c_skip": 8,
-        "seq_tfmr_num_heads": 2,
-        "seq_tfmr_num_layers": 1,
-    },
-}
 SE3: dict[str, Any] = {"so3": {"min_sigma": 0.1}}
 Batch = dict[str, Any]
 

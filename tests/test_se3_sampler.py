@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,10 +193,7 @@ class TestFlows:
     def test_reaches_the_exact_map(self, sampler: object) -> None:
         """About one centre the flow keeps the quantile of a rotation's angle and scales a normal's coordinates."""
         model, start, times = mixture(1, 0.4, 0.8), starts(64), time_grid(300, 0.01)
-        generator = torch.Generator()
-        found = sampler(model, model.process, times, (64, N), generator, start=start, denoise=False).rigids
-        first, last = (model.process.sigma(t)[1] for t in times[[0, -1]])
-        alpha = model.process.alpha(times[[0, -1]])
+        found, first, last, alpha = _ends(sampler, model, times, start)
         factor = ((model.trans_width**2 + last**2) / (model.trans_width**2 + first**2)).sqrt()
         exact = alpha[1] * (model.centres.trans + factor * (start.trans / alpha[0] - model.centres.trans))
         torch.testing.assert_close(found.trans, exact, atol=2e-3, rtol=0)
@@ -212,10 +210,7 @@ class TestFlows:
     def test_few_steps_are_exact_for_translations_at_one_point(self, sampler: object) -> None:
         """The linear part is integrated exactly: 3 steps scale the distance from the point to 1e-9."""
         model, start, times = mixture(1, 0.0, 0.0), starts(8), time_grid(3, 0.01)
-        generator = torch.Generator()
-        found = sampler(model, model.process, times, (8, N), generator, start=start, denoise=False).rigids
-        first, last = (model.process.sigma(t)[1] for t in times[[0, -1]])
-        alpha = model.process.alpha(times[[0, -1]])
+        found, first, last, alpha = _ends(sampler, model, times, start)
         exact = alpha[1] * (model.centres.trans + last / first * (start.trans / alpha[0] - model.centres.trans))
         torch.testing.assert_close(found.trans, exact, atol=1e-9, rtol=0)
 
@@ -229,6 +224,14 @@ class TestFlows:
         assert min(p.values()) > 1e-3
         half = exponential_integrator(model, model.process, times[:50], (3000, N), generator, denoise=False)
         assert min(p_values(half.rigids, model, times[-1]).values()) < 1e-6
+
+
+def _ends(sampler: Any, model: Any, times: Tensor, start: Any) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Where a sampler without noise takes the starts, sigma of translations at both ends, and alpha [2]."""
+    shape = (len(start.trans), N)
+    found = sampler(model, model.process, times, shape, torch.Generator(), start=start, denoise=False).rigids
+    first, last = (model.process.sigma(t)[1] for t in times[[0, -1]])
+    return found, first, last, model.process.alpha(times[[0, -1]])
 
 
 def _angle_quantile(angles: Tensor, model: Mixture, t: Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_network import TINY as NETWORK
 from typer.testing import CliRunner, Result
 from villin_data import prepared
 
@@ -24,21 +25,7 @@ from openmm_diffusion.training.se3_module import SE3Module
 from openmm_diffusion.workflows.se3_presets import PRESETS, merged, preset
 from openmm_diffusion.workflows.train_se3 import TrainSE3Settings, configurations, data_sets, train_se3
 
-TINY = {
-    "node_embed_size": 16,
-    "edge_embed_size": 8,
-    "embed": {"index_embed_size": 8, "relative_frames": True},
-    "ipa": {
-        "num_blocks": 1,
-        "no_heads": 2,
-        "c_hidden": 4,
-        "no_qk_points": 2,
-        "no_v_points": 2,
-        "c_skip": 8,
-        "seq_tfmr_num_heads": 2,
-        "seq_tfmr_num_layers": 1,
-    },
-}
+TINY = {**NETWORK, "embed": {**NETWORK["embed"], "relative_frames": True}}
 SEED_NAMES = {f"{p}_{t}loss" for p in ("train", "val") for t in ("", "rot_", "trans_", "psi_")}
 
 

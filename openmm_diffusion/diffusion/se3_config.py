@@ -93,7 +93,7 @@ class SE3Config(StrictModel):
             return conf
         if not isinstance(conf, Mapping):
             raise SettingError(f"the SE(3) configuration is a {type(conf).__name__}; expected a mapping or SE3Config")
-        return cls(**_plain(conf))
+        return cls(**plain(conf))
 
     @classmethod
     def acceptance(cls, coordinate_scaling: float | Literal["auto"] = 0.1) -> "SE3Config":
@@ -108,5 +108,6 @@ class SE3Config(StrictModel):
         )
 
 
-def _plain(conf: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): _plain(value) if isinstance(value, Mapping) else value for key, value in conf.items()}
+def plain(value: Any) -> Any:
+    """Mappings of any kind within a configuration (OmegaConf's included) as dictionaries, other values as they are."""
+    return {str(key): plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

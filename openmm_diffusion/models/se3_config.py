@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..diffusion.se3_config import plain
 from ..errors import SettingError, validation_sentence
 
 
@@ -88,14 +89,10 @@ class ScoreNetworkConfig(BaseModel):
         if config is not None and not isinstance(config, Mapping):
             raise SettingError(f"the network's configuration is a {type(config).__name__}; expected a mapping")
         try:
-            return cls.model_validate(_plain(config or {}))
+            return cls.model_validate(plain(config or {}))
         except ValidationError as error:
             raise SettingError(validation_sentence(error, cls)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """All values as plain Python."""
         return self.model_dump()
-
-
-def _plain(value: Any) -> Any:
-    return {str(key): _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

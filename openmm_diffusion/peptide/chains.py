@@ -12,7 +12,7 @@ from ..errors import MoleculeError
 CAPS = ("ACE", "NME", "NH2")
 
 # Protonation, disulfide and terminal variants of one residue share a backbone, so a model does not tell them apart.
-_SAME_RESIDUE = {
+SAME_RESIDUE = {
     **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
     **dict.fromkeys(("CYX", "CYM"), "CYS"),
     **dict.fromkeys(("ASH", "ASPP"), "ASP"),
@@ -129,7 +129,7 @@ def _canonical(name: str) -> str:
     name = name.upper()
     if len(name) == 4 and name[0] in "NC":  # Amber's names of terminal residues
         name = name[1:]
-    return _SAME_RESIDUE.get(name, name)
+    return SAME_RESIDUE.get(name, name)
 
 
 def _is_backbone(residue: Residue) -> bool:

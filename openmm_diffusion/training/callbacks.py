@@ -11,6 +11,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
+from ..errors import TrainingError
+
+
+def check_loss(loss: Tensor, step: int) -> None:
+    """Raise TrainingError where the loss of a step is NaN or infinite."""
+    if not torch.isfinite(loss):
+        raise TrainingError(f"the loss is NaN or infinite at step {step}; use a smaller lr, or check the data")
+
 
 def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """The update of an exponential moving average whose decay grows as (1 + n) / (10 + n) to `decay`.

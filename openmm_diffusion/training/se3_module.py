@@ -11,6 +11,7 @@ from ..diffusion.se3_diffuser import SE3Diffuser
 from ..errors import ModelFileError, SettingError, TrainingError
 from ..models.score_network import ScoreNetwork
 from ..models.se3_config import ScoreNetworkConfig
+from .callbacks import check_loss
 from .se3_checks import diffused_units, first_difference
 from .se3_loss import LossWeights, TransWeighting, se3_losses
 
@@ -125,10 +126,7 @@ class SE3Module(lightning.LightningModule):
             batch = self._self_conditioned(batch)
         losses = se3_losses(batch, self.network(batch), self.weights)
         loss = losses.total.mean()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is NaN or infinite at step {self.global_step}; use a smaller lr, or check the data"
-            )
+        check_loss(loss, self.global_step)
         n = len(losses.total)
         self.log("train_loss", loss, prog_bar=True, batch_size=n)
         self.log_dict({f"train_{name}_loss": getattr(losses, name).mean() for name in _TERMS}, batch_size=n)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion.torus_diffuser import TorusDiffuser
-from ..errors import TrainingError
 from ..models.torsion_network import TorsionNetwork
+from .callbacks import check_loss
 
 
 class TorsionModule(lightning.LightningModule):
@@ -37,10 +37,7 @@ class TorsionModule(lightning.LightningModule):
         n = len(batch)
         t = (torch.arange(n) + torch.rand(n, generator=self._noise)) / n
         loss = self._loss(batch, t.to(batch.device), self._noise)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is NaN or infinite at step {self.global_step}; use a smaller lr, or check the data"
-            )
+        check_loss(loss, self.global_step)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

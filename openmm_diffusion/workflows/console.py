@@ -2,9 +2,12 @@
 
 import logging
 import os
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import OpenMMDiffusionError
 
@@ -37,6 +40,19 @@ def output_tree(folder: Path, files: Mapping[str, str]) -> str:
     width = max(map(len, files))
     there = [f"  {name:<{width}}  {meaning}" for name, meaning in files.items() if (folder / name).exists()]
     return "\n".join([f"{folder}{os.sep}", *there])
+
+
+def run_stages(folder: Path, stages: Sequence[tuple[str, str]], **values: Any) -> None:
+    """Run commands of `openmm-diffusion` in a folder, each (its result, its words), but those whose result is there.
+
+    `values` fill the braces in the words. Raises CalledProcessError where a command fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for result, words in stages:
+        words = words.format(**values)
+        print(f"{folder}$ openmm-diffusion {words}", flush=True)
+        if not (folder / result).exists():
+            subprocess.run([sys.executable, "-m", "openmm_diffusion", *shlex.split(words)], cwd=folder, check=True)
 
 
 def use_one_thread() -> None:

@@ -12,11 +12,12 @@ from openmm import app
 from tqdm.auto import tqdm
 
 from ..data import TorsionDataset
-from ..errors import InputFileError, TrajectoryError, first_line
+from ..errors import InputFileError, first_line
 from ..molecule import BackboneTorsions, check_unbroken, describe, load
 from .job_settings import PrepareTorsionSettings
 from .output import refuse_existing, replacing
 from .settings import command_line
+from .trajectories import read_chunks
 
 CHUNK = 2000  # frames in memory
 
@@ -57,21 +58,8 @@ def read_frames(files: list[Path], topology: app.Topology, stride: int = 1) -> I
 
     reference = mdtraj.Topology.from_openmm(topology)
     for file in files:
-        if not file.is_file():
-            raise InputFileError(f"there is no trajectory {file}; check the path")
-        try:
-            # Formats with a topology of their own refuse another one.
-            own = file.suffix in (".pdb", ".h5", ".hdf5", ".lh5")
-            options = {} if own else {"top": reference}
-            for chunk in mdtraj.iterload(str(file), chunk=CHUNK, stride=stride, **options):
-                if chunk.n_atoms != topology.getNumAtoms():
-                    raise ValueError(f"it has {chunk.n_atoms} atoms")
-                yield chunk.xyz.astype(np.float64)
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
-            raise TrajectoryError(
-                f"{file} does not match the topology or cannot be read ({first_line(error)}); expected frames of "
-                f"{topology.getNumAtoms()} atoms in the order of the topology"
-            ) from error
+        for chunk in read_chunks(file, reference, stride=stride, chunk=CHUNK):
+            yield chunk.xyz.astype(np.float64)
 
 
 def read_weights(path: Path, stride: int = 1) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ Read a chunk at a time, so memory does not grow with the length of a trajectory 
 exception: mdtraj reads them whole).
 """
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from tqdm.auto import tqdm
 
 from ..data.frame_splits import FrameSplit, Row, merged_table, read_table
 from ..data.md_arrays import ArrayWriter
-from ..errors import InputFileError, OutputError, SettingError, TrajectoryError
+from ..errors import InputFileError, OutputError, SettingError, TrajectoryError, first_line
 from .output import refuse_existing, replacing, write_text
 from .prepare_se3_settings import PrepareSE3Settings
 from .protein_atoms import ProteinAtoms, select_protein
+from .trajectories import FORMAT_ERRORS, read_chunks
 
 MAX_PEPTIDE_BOND = 2.0  # Angstrom; MD keeps C-N at 1.33
-_CHUNK_BYTES = 32e6  # of coordinates, all atoms of the file
-_FORMAT_ERRORS = (ValueError, OSError, RuntimeError, TypeError, KeyError, IndexError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -80,46 +78,9 @@ def read_topology(path: Path) -> Any:
     try:
         return mdtraj.load_topology(str(path))
     except Exception as error:  # mdtraj's parsers raise whatever they run into
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputFileError(
-            f"{path} cannot be read as a topology ({reason}); expected a format of mdtraj: PDB, mmCIF, prmtop, psf, "
-            "gro, h5"
-        ) from error
-
-
-def read_chunks(
-    file: Path, topology: Any, atoms: NDArray[np.int64], stride: int = 1, chunk: int | None = None
-) -> Iterator[Any]:
-    """mdtraj trajectories of some atoms of a file, a chunk of frames at a time.
-
-    Raises TrajectoryError where the file does not match the topology or breaks off in a way that mdtraj sees.
-    """
-    import mdtraj
-
-    if not file.is_file():
-        raise InputFileError(f"there is no trajectory {file}; check the path")
-    # The selection of atoms would hide a file of another molecule, so one frame is read whole.
-    own = file.suffix in (".pdb", ".h5", ".hdf5", ".lh5", ".gro", ".cif", ".mmcif", ".pdbx")
-    options: dict[str, Any] = {} if own else {"top": topology}
-    size = chunk or int(np.clip(_CHUNK_BYTES / (12 * topology.n_atoms), 1, 1000))
-    try:
-        first = next(mdtraj.iterload(str(file), chunk=1, **options), None)
-        if first is None:
-            raise ValueError("it has no frames")
-        if first.n_atoms != topology.n_atoms:
-            raise ValueError(f"it has {first.n_atoms} atoms")
-        offset = 0
-        for frames in mdtraj.iterload(str(file), chunk=size, atom_indices=atoms, **options):
-            # mdtraj's own stride ends early or is refused in some formats where it does not divide the chunk.
-            kept = frames[-offset % stride :: stride]
-            offset += len(frames)
-            if len(kept):
-                yield kept
-    except _FORMAT_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise TrajectoryError(
-            f"{file} does not match the topology or cannot be read ({reason}); expected frames of {topology.n_atoms} "
-            "atoms in the order of the topology"
+            f"{path} cannot be read as a topology ({first_line(error)}); expected a format of mdtraj: PDB, mmCIF, "
+            "prmtop, psf, gro, h5"
         ) from error
 
 
@@ -171,7 +132,7 @@ def _frame_count(file: Path, stride: int) -> int | None:
     try:
         with mdtraj.open(str(file)) as handle:
             return -(-len(handle) // stride)
-    except _FORMAT_ERRORS:
+    except FORMAT_ERRORS:
         return None
 
 

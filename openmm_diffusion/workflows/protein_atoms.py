@@ -13,22 +13,27 @@ from numpy.typing import NDArray
 from ..data.md_arrays import BACKBONE
 from ..errors import SettingError, TrajectoryError
 from ..geometry import residue_constants as rc
+from ..peptide import CAPS, SAME_RESIDUE
 
 logger = logging.getLogger(__name__)
 
-CAPS = ("ACE", "NME", "NMA", "NH2", "NHE", "FOR", "NAC", "CT3")
-# Protonation states and disulfides, as Amber, CHARMM, GROMACS and OPLS call them.
-_VARIANTS = {
-    "HIS": "HID HIE HIP HSD HSE HSP HISD HISE HISH HISA HISB HIS1 HIS2 HIN",
-    "CYS": "CYX CYM CYN CYSH CYS1 CYS2",
-    "ASP": "ASH ASPH ASPP",
-    "GLU": "GLH GLUH GLUP",
-    "LYS": "LYN LYSH LSN LYP",
+CAP_NAMES = {*CAPS, *(name for name, same in SAME_RESIDUE.items() if same in CAPS), "FOR", "NAC"}
+# Protonation states and disulfides that only files of GROMACS and OPLS name, beside those of Amber and CHARMM.
+_MORE_VARIANTS = {
+    "HIS": "HISD HISE HISH HISA HISB HIS1 HIS2 HIN",
+    "CYS": "CYN CYSH CYS1 CYS2",
+    "ASP": "ASPH",
+    "GLU": "GLUH",
+    "LYS": "LYSH LYP",
     "ARG": "ARN ARGN",
     "TYR": "TYM TYRM",
 }
 _STANDARD = {name: name for name in rc.RESTYPES_3[: len(rc.RESTYPES)]}
-STANDARD_NAMES = _STANDARD | {variant: name for name, text in _VARIANTS.items() for variant in text.split()}
+STANDARD_NAMES = (
+    _STANDARD
+    | {variant: name for variant, name in SAME_RESIDUE.items() if name in _STANDARD}
+    | {variant: name for name, text in _MORE_VARIANTS.items() for variant in text.split()}
+)
 # Names of the same atom in older files.
 _OXYGEN = ("O1", "OT1", "OC1", "OT")
 _ATOM_NAMES = {("ILE", "CD"): "CD1"}
@@ -68,8 +73,8 @@ class ProteinAtoms:
 
     def report_skipped(self, path: Path) -> None:
         """Say in the log which residues of the file are left out, and which atoms it lacks."""
-        caps = [name for name in self.skipped if name in CAPS]
-        others = [f"{count} {name}" for name, count in self.skipped.items() if name not in CAPS]
+        caps = [name for name in self.skipped if name in CAP_NAMES]
+        others = [f"{count} {name}" for name, count in self.skipped.items() if name not in CAP_NAMES]
         if caps:
             logger.warning("%s: the caps %s are left out, a frame needs N, CA and C", path, ", ".join(caps))
         if others:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import InputFileError, OutputError, SettingError
+from ..errors import InputFileError, OutputError, SettingError, first_problem
 from .output import write_text
 
 
@@ -93,12 +93,10 @@ def command_line(command: str, settings: Settings) -> str:
 
 
 def _sentence(error: ValidationError, cls: type[BaseModel]) -> str:
-    # A misspelt key explains a missing one, so it comes first.
-    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    first, reason = first_problem(error)
     key = ".".join(str(part) for part in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {key!r}; expected one of {', '.join(cls.model_fields)}"
     if first["type"] == "missing":
         return f"{key} is missing; give --{key.replace('_', '-')}, or {key} in the file of --config"
-    reason = first["msg"].removeprefix("Value error, ")
     return f"{key} is {first['input']!r}: {reason[0].lower() + reason[1:]}; correct it and run again"
