@@ -17,7 +17,8 @@ from openmm_diffusion.geometry.rigid import Rigid
 
 CAPPED = ("ACE", "ALA", "GLY", "PRO", "NME")
 UNCAPPED = ("LEU", "SER", "ASP", "GLU", "ASP", "PHE", "LYS")
-CHAINS = [CAPPED, UNCAPPED, ("ACE", "NME"), ("ACE", "ALA", "NME")]
+AMIDE = ("ACE", "ALA", "NH2")
+CHAINS = [CAPPED, UNCAPPED, ("ACE", "NME"), ("ACE", "ALA", "NME"), AMIDE]
 ALANINE = Path(__file__).parents[1] / "examples" / "alanine.pdb"
 VILLIN = Path(openmm.app.__file__).parent / "data" / "test.pdb"
 
@@ -120,7 +121,7 @@ def jacobian_errors(names: tuple[str, ...], generator: torch.Generator, sines: t
     return torch.stack(errors)
 
 
-@pytest.mark.parametrize("names", [("ACE", "ALA", "NME"), ("ALA", "GLY", "PRO", "TRP"), CAPPED])
+@pytest.mark.parametrize("names", [("ACE", "ALA", "NME"), ("ALA", "GLY", "PRO", "TRP"), CAPPED, AMIDE])
 def test_volume_element(names: tuple[str, ...], generator: torch.Generator) -> None:
     """prod dT_i / dT_first = prod r^2 sin(theta1) sin(theta2) dl, by a numerical Jacobian, caps included, to 1e-10."""
     assert jacobian_errors(names, generator, (1.0, 1.0)).abs().max() < 1e-10
@@ -222,6 +223,15 @@ def test_cap_geometry_is_that_of_atoms() -> None:
     torch.testing.assert_close(frames.invert_apply(c)[[0, 2]], geometry.c_local[[0, 2]], rtol=0, atol=0.03)
 
 
+def test_amide_cap_geometry() -> None:
+    """NH2 is a triangle of two N-H bonds of 1.010 A at 120 degrees, seen from H1 with H2 on +x."""
+    geometry = LinkGeometry.of(AMIDE)
+    n, h2 = geometry.n_local[2], geometry.c_local[2]
+    torch.testing.assert_close(torch.stack([n.norm(), (h2 - n).norm()]), torch.full((2,), 1.010, dtype=torch.float64))
+    assert float((n * (n - h2)).sum()) == pytest.approx(1.010**2 * math.cos(math.radians(120.0)), rel=1e-12)
+    assert n[1] > 0 and h2[0] > 0
+
+
 def test_links_of_villin_are_peptide_bonds() -> None:
     """Frames of villin give bonds of 1.33 A, trans omegas, mdtraj's phi and psi, within thermal strain."""
     trajectory = mdtraj.load(str(VILLIN))
@@ -250,7 +260,8 @@ def test_coord_scale_scales_lengths_alone(generator: torch.Generator) -> None:
     [
         (("ALA", "ACE"), r"Residue 2 of 2 is the cap ACE"),
         (("NME", "ALA"), r"Residue 1 of 2 is the cap NME"),
-        (("ACE", "MSE", "NME"), r"Residue 2 is 'MSE'; expected"),
+        (("NH2", "ALA"), r"Residue 1 of 2 is the cap NH2; ACE only begins, NME and NH2 only end"),
+        (("ACE", "MSE", "NME"), r"Residue 2 is 'MSE'; expected ACE, NME, NH2 or"),
     ],
 )
 def test_bad_chains_are_refused(names: tuple[str, ...], message: str) -> None:

@@ -23,12 +23,14 @@ from .dihedral import dihedral
 from .rigid import Rigid
 
 LINK = ("psi", "theta1", "r", "omega", "theta2", "phi")
-FIRST_CAP, LAST_CAP = "ACE", "NME"
+FIRST_CAPS, LAST_CAPS = ("ACE",), ("NME", "NH2")
+CAPS = FIRST_CAPS + LAST_CAPS
 
 # A cap is a triangle of three atoms in the roles of (N, CA, C): two bonds and the angle between them, in Angstrom and
 # degrees, from Amber's parm99 (Wang, Cieplak & Kollman, J. Comput. Chem. 21, 1049 (2000)).
 _ACE = (1.522, 1.229, 120.4)  # CH3-C, C-O, CH3-C-O
 _NME = (1.449, 1.010, 118.04)  # CH3-N, N-H, CH3-N-H
+_NH2 = (1.010, 1.010, 120.0)  # H1-N, N-H2, H1-N-H2
 
 
 def _ace() -> tuple[list[float], list[float]]:
@@ -38,9 +40,11 @@ def _ace() -> tuple[list[float], list[float]]:
     return [along - bond * math.cos(angle), bond * math.sin(angle), 0.0], [along, 0.0, 0.0]
 
 
-def _nme() -> tuple[list[float], list[float]]:
-    """(N, CH3, H): origin CH3, +x towards the amide H (not a methyl H: it would turn freely), N at y > 0."""
-    along, bond, angle = _NME
+def _amide(along: float, bond: float, angle: float) -> tuple[list[float], list[float]]:
+    """(N, CH3, H) of NME, (N, H1, H2) of NH2: origin on the second, +x towards the third, N at y > 0.
+
+    The third is an amide H (not a methyl H: it would turn freely).
+    """
     angle = math.radians(angle)
     across = math.sqrt(along**2 + bond**2 - 2 * along * bond * math.cos(angle))
     cosine = (along**2 + across**2 - bond**2) / (2 * along * across)
@@ -75,23 +79,25 @@ class LinkGeometry:
     def of(cls, names: Sequence[str], coord_scale: float = 1.0) -> "LinkGeometry":
         """Ideal geometry (float64) of canonical residue names such as ("ACE", "ALA", "NME").
 
-        coord_scale is in length units per Angstrom. ACE stands as (O, CH3, C) and NME as (N, CH3, H) in the roles of
-        (N, CA, C), H being the amide's: psi of ACE and phi of NME are then stiff, near pi.
+        coord_scale is in length units per Angstrom. ACE stands as (O, CH3, C), NME as (N, CH3, H) and NH2 as
+        (N, H1, H2) in the roles of (N, CA, C), H being the amide's: psi of ACE and phi of NME and NH2 are then stiff,
+        near pi.
         Raises MoleculeError for a residue that is neither of the 20 nor a cap, and for a cap inside the chain.
         """
         n_local, c_local = [], []
         for i, name in enumerate(names):
-            if (name == FIRST_CAP and i > 0) or (name == LAST_CAP and i < len(names) - 1):
+            if (name in FIRST_CAPS and i > 0) or (name in LAST_CAPS and i < len(names) - 1):
                 raise MoleculeError(
-                    f"Residue {i + 1} of {len(names)} is the cap {name}; ACE only begins, NME only ends."
+                    f"Residue {i + 1} of {len(names)} is the cap {name}; ACE only begins, NME and NH2 only end."
                 )
-            if name in (FIRST_CAP, LAST_CAP):
-                n, c = _ace() if name == FIRST_CAP else _nme()
+            if name in CAPS:
+                n, c = {"ACE": _ace(), "NME": _amide(*_NME), "NH2": _amide(*_NH2)}[name]
             elif name in rc.RESTYPES_3[: rc.UNKNOWN]:
                 n, _, c, _ = rc.IDEAL_BACKBONE[rc.RESTYPES_3.index(name)].tolist()
             else:
                 raise MoleculeError(
-                    f"Residue {i + 1} is {name!r}; expected ACE, NME or the canonical name of one of the 20 residues."
+                    f"Residue {i + 1} is {name!r}; expected {', '.join(CAPS)} or the canonical name of one of the 20 "
+                    "residues."
                 )
             n_local.append(n)
             c_local.append(c)

@@ -21,7 +21,7 @@ from ..errors import ModelError, SettingError, StateError
 from ..models import Model, store
 from ..molecule import check_system, check_unbroken
 from ..molecule.quantities import in_nanometers
-from ..proposals import Proposal, TorsionProposal
+from ..proposals import BackboneProposal, Proposal, TorsionProposal
 from .kernel import StepRecord, metropolis_step
 from .streams import new_stream
 
@@ -194,7 +194,8 @@ class DiffusionMove(ProposalMove):
     torsions
         Which kinds of torsions to set, such as ("phi", "psi"); all that the model knows by default.
     options
-        Further options of the proposal: `n_diffusion_steps`, `pool_size`.
+        Further options of the proposal: `n_diffusion_steps`, `pool_size`, and for SE(3) models `background`,
+        `density`, `max_t`, `width` (see `BackboneProposal`).
 
     Raises
     ------
@@ -214,12 +215,14 @@ class DiffusionMove(ProposalMove):
         torsions: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        known = {"n_diffusion_steps", "pool_size", "context_cache"}
-        if set(options) - known:
-            raise SettingError(f"unknown options {sorted(set(options) - known)}; expected some of {sorted(known)}")
-        forwarded = {key: options.pop(key) for key in ("context_cache",) if key in options}
         loaded = model if isinstance(model, Model) else store.load(model)
-        proposal = TorsionProposal(loaded, topology, torsions=torsions, device=device, **options)
+        kind, known = _PROPOSALS.get(loaded.kind, _PROPOSALS["torsion"])
+        if unknown := sorted(set(options) - known - {"context_cache"}):
+            raise SettingError(
+                f"unknown options {unknown} for a model of kind {loaded.kind!r}; expected some of {sorted(known)}"
+            )
+        forwarded = {key: options.pop(key) for key in ("context_cache",) if key in options}
+        proposal = kind(loaded, topology, torsions=torsions, device=device, **options)
         super().__init__(proposal, n_candidates, seed, **forwarded)
 
     @classmethod
@@ -238,6 +241,12 @@ class DiffusionMove(ProposalMove):
     @property
     def _torsions(self) -> Any:
         return self.proposal.torsions  # type: ignore[attr-defined]
+
+
+_PROPOSALS: dict[str, tuple[Any, set[str]]] = {
+    "torsion": (TorsionProposal, {"n_diffusion_steps", "pool_size"}),
+    "se3": (BackboneProposal, {"n_diffusion_steps", "pool_size", "background", "density", "max_t", "width"}),
+}
 
 
 def _is_whole(value: Any) -> bool:

@@ -23,7 +23,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 ALIASES = {"alanine-dipeptide": "alanine-dipeptide-torsion"}
 
 _cache: dict[str, Model] = {}
-_evaluation: dict[tuple[str, str], nn.Module] = {}
+_evaluation: dict[tuple[str, str, torch.dtype], nn.Module] = {}
 _lock = threading.Lock()
 
 
@@ -102,13 +102,13 @@ def remember(model: Model) -> tuple[Model, str]:
         return _cache[sha256], sha256
 
 
-def evaluation_network(sha256: str, device: torch.device) -> nn.Module:
-    """The network of a remembered model in float64 on a device, frozen; one a process."""
-    key = (sha256, str(device))
+def evaluation_network(sha256: str, device: torch.device, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The network of a remembered model on a device, frozen; one a process and dtype."""
+    key = (sha256, str(device), dtype)
     with _lock:
         if key not in _evaluation:
             network = copy.deepcopy(_cache[sha256].network)
-            _evaluation[key] = network.to(device=device, dtype=torch.float64).eval().requires_grad_(False)
+            _evaluation[key] = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
         return _evaluation[key]
 
 

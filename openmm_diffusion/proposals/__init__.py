@@ -1,6 +1,7 @@
 """Proposals: candidates with the density of how they were drawn."""
 
+from .backbone import BackboneProposal
 from .base import Candidates, Proposal
 from .torsion import TorsionProposal
 
-__all__ = ["Candidates", "Proposal", "TorsionProposal"]
+__all__ = ["BackboneProposal", "Candidates", "Proposal", "TorsionProposal"]

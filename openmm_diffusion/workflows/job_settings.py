@@ -12,7 +12,8 @@ class SimulateSettings(Settings):
 
     output: Path = Field(description="folder to write")
     system: str = Field(
-        "alanine-dipeptide-obc", description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file"
+        "alanine-dipeptide-obc",
+        description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, a sequence such as ACE-ALA-ALA-NME, or a file",
     )
     coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
     force_field: list[str] = Field(
@@ -36,7 +37,9 @@ class PlainMDSettings(Settings):
 
     output: Path = Field(description="folder to write; trajectory.dcd and topology.pdb in it")
     system: str = Field(
-        "villin-hp35", description="villin-hp35, alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file"
+        "villin-hp35",
+        description="villin-hp35, alanine-dipeptide-obc, alanine-dipeptide-vacuum, a sequence such as "
+        "ACE-ALA-ALA-NME, or a file",
     )
     coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
     force_field: list[str] = Field(
@@ -101,7 +104,8 @@ class GenerateTorsionSettings(Settings):
     output: Path = Field(description="folder to write")
     model: str = Field("alanine-dipeptide-torsion", description="name or path of a torsion model")
     system: str = Field(
-        "alanine-dipeptide-obc", description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, or a file"
+        "alanine-dipeptide-obc",
+        description="alanine-dipeptide-obc, alanine-dipeptide-vacuum, a sequence such as ACE-ALA-ALA-NME, or a file",
     )
     coordinates: Path | None = Field(None, description="coordinates, where the file of the system has none")
     force_field: list[str] = Field(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..errors import SettingError
-from ..molecule import load
+from ..molecule import load, peptide
+from ..molecule.peptide import is_sequence
 from ..molecule.quantities import in_nanometers
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class SystemSettings(Protocol):
 
 
 def build_system(settings: SystemSettings) -> MolecularSystem:
-    """A named system, or the molecule of a file: in the file's own force field, or else in the one given.
+    """A named system, a peptide by its sequence, or the molecule of a file: in its own force field or the one given.
 
     Solvated boxes get particle mesh Ewald, everything else no cutoff.
     """
@@ -94,7 +95,7 @@ def build_system(settings: SystemSettings) -> MolecularSystem:
         return alanine_dipeptide(settings.system.rsplit("-", 1)[1], mass)
     if settings.system == "villin-hp35":
         return villin(settings.force_field, mass)
-    loaded = load(settings.system, settings.coordinates)
+    loaded = peptide(settings.system) if is_sequence(settings.system) else load(settings.system, settings.coordinates)
     solvated = loaded.box_vectors is not None and any(r.name in ("HOH", "WAT") for r in loaded.topology.residues())
     options = {
         "nonbondedMethod": app.PME if solvated else app.NoCutoff,
