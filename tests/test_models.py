@@ -84,17 +84,16 @@ def test_names_with_dots_keep_them(tmp_path: Path) -> None:
     assert models.load(tmp_path / "ala.v2").sha256() == make(2).sha256()
 
 
-def test_shipped_models_and_aliases(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names list what is shipped and every alias of it; both load the same model under the name asked for."""
+def test_shipped_models_are_named(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names list what is shipped, and each loads by its name."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     for suffix in (".safetensors", ".json"):
-        shutil.copy(saved.with_suffix(suffix), shelf / f"alanine-dipeptide-torsion{suffix}")
+        shutil.copy(saved.with_suffix(suffix), shelf / f"some-peptide{suffix}")
     monkeypatch.setattr(store, "PRETRAINED", shelf)
-    assert {"alanine-dipeptide", "alanine-dipeptide-torsion"} <= set(models.names())
-    for name in ("alanine-dipeptide", "alanine-dipeptide-torsion"):
-        model = models.load(name)
-        assert model.sha256() == make().sha256() and model.source == {"name": name}
+    assert models.names() == ["some-peptide"]
+    model = models.load("some-peptide")
+    assert model.sha256() == make().sha256() and model.source == {"name": "some-peptide"}
 
 
 def test_every_shipped_model_loads() -> None:

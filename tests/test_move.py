@@ -586,9 +586,9 @@ def test_runs_in_explicit_solvent() -> None:
     assert move.n_proposed == 5
 
 
-def test_a_model_of_backbone_frames_is_refused_in_one_sentence() -> None:
-    """An SE(3) model has no torsions to move; the sentence says what is expected and how to make it."""
+def test_a_model_of_backbone_frames_without_a_density_is_refused_in_one_sentence() -> None:
+    """An SE(3) model that reads its own earlier prediction has no fixed score; the sentence names the remedy."""
     topology = testsystems.AlanineDipeptideVacuum().topology
     frames = models.create("se3", topology, seed=0)
-    with pytest.raises(ModelError, match=r"kind 'se3'; expected 'torsion'.*train torsion"):
-        DiffusionMove(frames, topology)
+    with pytest.raises(SettingError, match=r"embed_self_conditioning.*preset acceptance"):
+        DiffusionMove(frames, topology, device="cpu")

@@ -10,13 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from dipeptide_data import prepared_dipeptide
+from peptides import ALANINE
 from villin_data import SEQUENCE, prepared, shaken, structure, write
 
 from openmm_diffusion.data.md_arrays import ArrayWriter
 from openmm_diffusion.errors import InputFileError, OpenMMDiffusionError, OutputError, SettingError, TrajectoryError
 from openmm_diffusion.geometry import residue_constants as rc
+from openmm_diffusion.geometry.dihedral import dihedral
+from openmm_diffusion.molecule.peptide import peptide
 from openmm_diffusion.workflows import prepare_se3 as module
 from openmm_diffusion.workflows.prepare_se3 import PrepareSE3Settings, prepare_se3
+from openmm_diffusion.workflows.protein_atoms import select_protein
+from openmm_diffusion.workflows.weighted_frames import dealt_order
 
 
 def stored(folder: Path, name: str = "villin_R1.npy") -> np.ndarray:
@@ -150,6 +157,130 @@ def test_caps_are_left_out_and_said_so(tmp_path: Path, caplog: pytest.LogCapture
     assert "the caps ACE, NME are left out" in caplog.text
 
 
+def test_caps_are_residues_where_asked_for(tmp_path: Path) -> None:
+    """ACE stands as (O, CH3, C) and NME as (N, CH3, H) in slots 0 to 2, nothing else, at the trajectory's distances; X
+    in the sequence, and a column of residues."""
+    import mdtraj
+
+    data = prepared_dipeptide(tmp_path)
+    array = np.load(next(iter(data.files)))
+    assert data.sequence == "XAX"
+    assert data.atlas_csv.read_text() == "name,seqres,residues\nala,XAX,ACE-ALA-NME\n"
+    assert [int(n) for n in array.any((0, 3)).sum(1)] == [3, 5, 3] and array[:, 0, :3].any(-1).all()
+    frames = mdtraj.load(str(tmp_path / "md" / "trajectory.dcd"), top=str(tmp_path / "md" / "topology.pdb"))
+    order = np.load(next(iter(data.files)).with_name("ala_R1_weights.npy"))
+    assert (order == 1).all()
+    roles = [("ACE", "O"), ("ACE", "CH3"), ("ACE", "C"), ("NME", "N"), ("NME", "C"), ("NME", "H"), ("ALA", "CA")]
+    atoms = [a.index for name, atom in roles for a in frames.top.atoms if (a.residue.name, a.name) == (name, atom)]
+    twin = 10 * frames.xyz[0, atoms]
+    placed = np.concatenate([array[0, 0, :3], array[0, 2, :3], array[0, 1, 1:2]])
+    pairs = np.triu_indices(7, 1)
+    lengths = [np.linalg.norm(x[pairs[0]] - x[pairs[1]], axis=-1) for x in (placed, twin)]
+    assert np.abs(lengths[0] - lengths[1]).max() < 1e-3
+    # Without caps, the same file gives one residue, and another sequence under the same name is refused.
+    with pytest.raises(OutputError, match="with another sequence"):
+        prepared_dipeptide(tmp_path, caps=False, replica=2)
+    assert prepared_dipeptide(tmp_path, caps=False, weights=None, name="bare").sequence == "A"
+
+
+def test_an_amide_cap_has_its_hydrogens(tmp_path: Path) -> None:
+    """NH2 stands as (N, H1, H2)."""
+    import mdtraj
+
+    molecule = peptide("ACE-GLY-NH2")
+    topology = mdtraj.Topology.from_openmm(molecule.topology)
+    protein = select_protein(topology, None, tmp_path, caps=True)
+    assert (protein.sequence, protein.residues) == ("XGX", ("ACE", "GLY", "NH2"))
+    names = {int(slot): topology.atom(int(atom)).name for atom, slot in zip(protein.atoms, protein.slots, strict=True)}
+    assert [names[slot] for slot in (0, 1, 2)] == ["O", "CH3", "C"]
+    assert names[28] == "N" and {names[29], names[30]} <= {"H1", "H2", "HN1", "HN2"} and 31 not in names
+
+
+def dipeptide_topology() -> Any:
+    import mdtraj
+
+    return mdtraj.load(str(ALANINE)).top
+
+
+def capped(names: dict[int, str] | None = None, lost: tuple[int, str] | None = None) -> Any:
+    """The dipeptide's topology with other names, or without an atom."""
+    topology = dipeptide_topology()
+    for index, name in (names or {}).items():
+        topology.residue(index).name = name
+    return topology.subset([a.index for a in topology.atoms if (a.residue.index, a.name) != lost])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: capped(lost=(2, "H")), "the cap NME3 lacks H; expected N, CH3, H"),
+        (lambda: capped(lost=(0, "CH3")), "the cap ACE1 lacks CH3; expected O, CH3, C"),
+        (lambda: capped({0: "FOR"}), "FOR1 is a cap of an unknown kind; expected ACE, NME, NH2"),
+        (lambda: capped({2: "XYZ"}), "XYZ3 is a cap of an unknown kind"),
+        (lambda: capped({0: "NME", 2: "NME"}), "the cap NME1 is residue 1 of 3; expected ACE to begin"),
+        (lambda: structure().top, "has none of the caps ACE, NME, NH2 at its chain"),
+    ],
+)
+def test_caps_that_cannot_be_are_one_sentence(make: Callable[[], Any], sentence: str) -> None:
+    """A missing role atom, unknown caps, a cap at the wrong end, none at all."""
+    with pytest.raises(TrajectoryError, match=sentence) as caught:
+        select_protein(make(), None, Path("top.pdb"), caps=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_go_with_their_frames(tmp_path: Path) -> None:
+    """Each stored frame has the weight of its frame of the trajectory, with stride and blocks; the control: in the
+    order of the trajectory they do not."""
+    tau = np.stack([np.linspace(-3, 3, 100), np.zeros(100)], -1)
+    data = prepared_dipeptide(tmp_path, tau=tau, frame_weights=tau[:, 0] + 4, stride=2)
+    path = next(iter(data.files))
+    array, weights = np.load(path), np.load(path.with_name("ala_R1_weights.npy"))
+    c, n, ca, c2 = array[:, 0, 2], array[:, 1, 0], array[:, 1, 1], array[:, 1, 2]
+    phi = dihedral(*(torch.as_tensor(x) for x in (c, n, ca, c2))).numpy()
+    assert weights.dtype == np.float64 and len(weights) == 50
+    assert np.abs(phi + 4 - weights).max() < 1e-3 < np.abs(np.sort(phi) - phi).max()
+    # Again without weights: those of before would be wrong.
+    values = {"trajectory": [tmp_path / "md" / "trajectory.dcd"], "topology": tmp_path / "md" / "topology.pdb"}
+    again = PrepareSE3Settings.build(values | {"output": tmp_path / "data", "name": "ala", "caps": True})
+    prepare_se3(again, overwrite=True, progress=False)
+    assert not path.with_name("ala_R1_weights.npy").exists() and len(np.load(path)) == 100
+
+
+@pytest.mark.parametrize(("n_frames", "blocks"), [(100, 10), (57, 5), (1000, 100), (12_000, 100)])
+def test_every_split_has_its_share_of_every_block(n_frames: int, blocks: int) -> None:
+    """Frames sorted by temperature: contiguous splits of the dealt order hold each temperature in their shares; the
+    control: of the trajectory's own order the last split has the hottest alone."""
+    values = {"trajectory": ["a.dcd"], "topology": "a.pdb", "output": "data", "name": "a", "weights": ["w.npz"]}
+    order = dealt_order(n_frames, PrepareSE3Settings.build(values))
+    assert order is not None and sorted(order.tolist()) == list(range(n_frames))
+    block = np.arange(n_frames) * blocks // n_frames
+    for first, stop, share in ((0, 0.6, 0.6), (0.6, 0.8, 0.2), (0.8, 1, 0.2)):
+        rows = slice(int(first * n_frames), int(stop * n_frames))
+        counts = np.bincount(block[order[rows]], minlength=blocks)
+        assert np.abs(counts - share * np.bincount(block)).max() <= 1.5
+        assert np.abs(np.bincount(block[rows], minlength=blocks) - share * np.bincount(block)).max() > 1.5
+    assert dealt_order(n_frames, PrepareSE3Settings.build(values | {"weights": None})) is None
+    assert dealt_order(n_frames, PrepareSE3Settings.build(values | {"blocks": 1})) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "sentence"),
+    [
+        ({"frame_weights": np.ones(99)}, TrajectoryError, "has 99 weights, but .*trajectory.dcd has about 100 frames"),
+        ({"frame_weights": -np.ones(100)}, TrajectoryError, "negative, not finite, or all zero"),
+        ({"frame_weights": np.full(100, np.nan)}, TrajectoryError, "negative, not finite, or all zero"),
+        ({"weights": [Path("a.npz"), Path("b.npz")]}, SettingError, "2 files of weights for 1 trajectories"),
+        ({"weights": [Path("none.npz")]}, InputFileError, "holds no weights"),
+        ({"early_frames": 5}, SettingError, "early_frames is 5 with weights or blocks"),
+    ],
+)
+def test_wrong_weights_are_one_sentence(tmp_path: Path, more: Any, kind: type[Exception], sentence: str) -> None:
+    """Too few, impossible, for other files, unreadable: nothing is written."""
+    with pytest.raises(kind, match=sentence):
+        prepared_dipeptide(tmp_path, **more)
+    assert not list((tmp_path / "data").glob("*"))
+
+
 def without(*lost: tuple[int, str]) -> Any:
     frames = shaken(6)
     return frames.atom_slice([a.index for a in frames.top.atoms if (a.residue.index, a.name) not in lost])
@@ -271,6 +402,8 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from openmm_diffusion.workflows.prepare_se3 import PrepareSE3Settings, prepare_se3
+from openmm_diffusion.workflows.protein_atoms import select_protein
+from openmm_diffusion.workflows.weighted_frames import dealt_order
 folder, n, chunk = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 prepare_se3(PrepareSE3Settings(trajectory=[folder / f"{n}.xtc"], topology=folder / "topology.pdb",
     output=folder / f"{n}_{chunk}", name="villin", chunk=chunk), progress=False)

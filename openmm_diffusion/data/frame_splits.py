@@ -1,5 +1,8 @@
 """The two tables beside trajectories: atlas.csv (name, seqres) and frame_splits.csv (which frames are for what).
 
+Where a chain has caps as residues, seqres has the letter X for them, and a column `residues` names all of them:
+"ACE-ALA-NME".
+
 frame_splits.csv has the columns of MDGen's, `name,train_start,train_end,total_frames,train_early_end,val_end`, with
 empty cells and numbers such as "500.0" allowed. Trajectories are contiguous in time, so neighbouring splits are
 correlated across their border; the optional columns `val_start` and `test_start` leave a gap there.
@@ -14,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputFileError, SettingError, TrajectoryError
+from ..geometry.residue_constants import RESTYPES, RESTYPES_3, UNKNOWN_LETTER
+from ..peptide import CAPS
 from .md_arrays import sequence_name
 
 logger = logging.getLogger(__name__)
@@ -22,6 +27,7 @@ MODES = ("train", "train_early", "val", "test", "all")
 COLUMNS = ("name", "train_start", "train_end", "total_frames", "train_early_end", "val_end")
 _GAP_COLUMNS = ("val_start", "test_start")
 Row = dict[str, str]
+_LETTERS = dict(zip(RESTYPES_3, RESTYPES, strict=False)) | dict.fromkeys(CAPS, UNKNOWN_LETTER)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,24 @@ def read_sequences(path: str | Path) -> dict[str, str]:
     """Name -> sequence in one-letter code, of atlas.csv."""
     rows = read_table(path, ("name", "seqres"))
     return {row["name"]: row["seqres"].strip() for row in rows}
+
+
+def read_residues(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Name -> canonical residue names with caps, of those rows of atlas.csv that tell them.
+
+    Raises TrajectoryError where they are not those of the sequence.
+    """
+    found = {}
+    for row in read_table(path, ("name", "seqres")):
+        if text := row.get("residues", "").strip():
+            found[row["name"]] = names = tuple(text.split("-"))
+            expected = "".join(_LETTERS.get(name, "?") for name in names)
+            if expected != row["seqres"].strip():
+                raise TrajectoryError(
+                    f"{path}: the residues of {row['name']} are {text}, its sequence is {row['seqres']}; expected the "
+                    f"same residues in both, X for each of {', '.join(CAPS)}, prepare the trajectory again"
+                )
+    return found
 
 
 def read_frame_splits(path: str | Path, modes: Iterable[str]) -> tuple[list[FrameSplit], bool]:

@@ -54,6 +54,11 @@ def find_array(data_dir: str | Path, name: str, suffix: str = "") -> Path | None
     return None
 
 
+def weights_path(array: Path) -> Path:
+    """Where the weights of an array's frames stand, {name}_R{k}{suffix}_weights.npy, if it has any."""
+    return array.with_name(f"{array.stem}_weights.npy")
+
+
 def list_arrays(data_dir: str | Path, suffix: str = "") -> list[str]:
     """The names, without suffix, of all trajectories `{name}_R{k}{suffix}.npy` in a folder, flat or nested."""
     folder = Path(data_dir)
@@ -87,24 +92,37 @@ def open_array(path: str | Path) -> NDArray[np.floating]:
     return array
 
 
-def check_frames(atom14: NDArray[np.floating], path: str | Path, frames: Sequence[int] | NDArray[np.int64]) -> None:
+def check_frames(
+    atom14: NDArray[np.floating],
+    path: str | Path,
+    frames: Sequence[int] | NDArray[np.int64],
+    caps: NDArray[np.bool_] | None = None,
+) -> None:
     """Raise TrajectoryError where a frame [n, L, 14, 3] (Angstrom) is no unbroken chain of residues with frames.
 
     That is: NaN, a backbone atom at the origin (= absent), C-N of consecutive residues apart, or N, CA and C on a
-    line. `frames` are the numbers of the frames in the file `path`, for the sentence.
+    line. `frames` are the numbers of the frames in the file `path`, for the sentence; `caps` [L] says which residues
+    are caps, which have no O.
     """
     for first in range(0, len(atom14), _CHECKED_AT_ONCE):
         rows = slice(first, first + _CHECKED_AT_ONCE)
-        _check_present(atom14[rows], path, frames[rows])
+        _check_present(atom14[rows], path, frames[rows], caps)
         _check_chain(atom14[rows, :, :3].astype(np.float32), path, frames[rows])
 
 
-def _check_present(atom14: NDArray[np.floating], path: str | Path, frames: Sequence[int] | NDArray[np.int64]) -> None:
+def _check_present(
+    atom14: NDArray[np.floating],
+    path: str | Path,
+    frames: Sequence[int] | NDArray[np.int64],
+    caps: NDArray[np.bool_] | None,
+) -> None:
     finite = np.isfinite(atom14).all((1, 2, 3))
     if not finite.all():
         frame = frames[int(np.argmin(finite))]
         raise TrajectoryError(f"{path}: frame {frame} has NaN or infinite coordinates; prepare the trajectory again")
-    absent = ~atom14[:, :, : len(BACKBONE)].any(-1)
+    absent = ~np.asarray(atom14[:, :, : len(BACKBONE)].any(-1))
+    if caps is not None:
+        absent &= ~(caps[:, None] & (np.array(BACKBONE) == "O"))
     if absent.any():
         row, residue, atom = np.argwhere(absent)[0]
         raise TrajectoryError(

@@ -33,6 +33,20 @@ class DataOptions(BaseModel):
     low_noise_share: float = Field(
         0.0, ge=0, le=1, description="share of the training times that are uniform in log t instead of t"
     )
+    auxiliary_width: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="rad and Angstrom; frames are built from the data's phi and psi, and from bonds, angles and other "
+        "torsions drawn afresh with this width, as a model for exact acceptance needs; data as they are if not given",
+    )
+    flatten: float = Field(
+        0.0, ge=0, le=1, description="exponent with which the frames drawn are flattened over basins of phi and psi"
+    )
+    time_grid: Literal["uniform", "noise"] = Field(
+        "uniform", description="times uniform in t, or stratified in the mean logarithm of the two noise levels"
+    )
+    max_t: float = Field(1.0, gt=0, le=1, description="largest time of training and of the validation grid")
     fixed_t: float | None = Field(None, gt=0, le=1, description="one noise level for every item, in any mode")
     coord_scale: float | None = Field(
         None, gt=0, description="length units of the tensors per Angstrom; 1 / std of the training CA by default"

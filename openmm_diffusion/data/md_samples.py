@@ -11,9 +11,12 @@ from ..geometry import residue_constants as rc
 from ..geometry.frames import atom14_to_atom37
 from .md_options import DataOptions
 from .md_trajectories import present14
+from .noise_times import NoiseTimes
 
 
-def clean_samples(fields: dict[str, Tensor], scale: float, crop: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+def clean_samples(
+    fields: dict[str, Tensor], scale: float, crop: tuple[Tensor, Tensor] | None, first_index: int = 1
+) -> dict[str, Any]:
     """Everything of a batch but the noise: centred on the visible residues, scaled, with masks and indices.
 
     Parameters
@@ -25,6 +28,8 @@ def clean_samples(fields: dict[str, Tensor], scale: float, crop: tuple[Tensor, T
         Length units of the samples per Angstrom.
     crop
         Mask and loss weights [B, L] of the visible residues; None where all are.
+    first_index
+        `seq_idx` of the first residue.
     """
     aatype = fields["aatype"]
     res_mask, weight = crop if crop is not None else (fields["res_mask"], fields["res_mask"])
@@ -45,7 +50,7 @@ def clean_samples(fields: dict[str, Tensor], scale: float, crop: tuple[Tensor, T
         "fixed_mask": torch.zeros_like(res_mask),
         "torsion_angles_sin_cos": fields["torsion_angles_sin_cos"],
         "torsion_angles_mask": fields["torsion_angles_mask"],
-        "seq_idx": (position + 1) * in_chain,
+        "seq_idx": (position + first_index) * in_chain,
         "sc_ca_t": torch.zeros_like(ca),
         "atom14_pos": atom14,
         "atom37_pos": atom37[..., :3],
@@ -60,17 +65,25 @@ def clean_samples(fields: dict[str, Tensor], scale: float, crop: tuple[Tensor, T
 
 
 def draw_times(
-    options: DataOptions, min_t: float, rows: NDArray[np.int64], n_items: int, rng: np.random.Generator | None
+    options: DataOptions, clock: NoiseTimes, rows: NDArray[np.int64], n_items: int, rng: np.random.Generator | None
 ) -> Tensor:
-    """Times [B] in [min_t, 1] of some items: with rng uniform, or for a share in log t; else those of a fixed grid."""
+    """Times [B] in [min_t, max_t] of some items: with rng at random, else those of a fixed grid.
+
+    At random they are uniform, or for a share in log t; with the time grid "noise" stratified over the batch.
+    """
+    min_t, max_t = clock.min_t, clock.max_t
     if options.fixed_t is not None:
         t = np.full(len(rows), options.fixed_t)
+    elif rng is not None and options.time_grid == "noise":
+        t = clock((np.arange(len(rows)) + rng.random(len(rows))) / len(rows))
     elif rng is not None:
-        t = min_t + (1.0 - min_t) * rng.random(len(rows))
-        t = np.where(rng.random(len(rows)) < options.low_noise_share, min_t ** rng.random(len(rows)), t)
+        t = min_t + (max_t - min_t) * rng.random(len(rows))
+        log_uniform = max_t * (min_t / max_t) ** rng.random(len(rows))
+        t = np.where(rng.random(len(rows)) < options.low_noise_share, log_uniform, t)
     elif options.val_t is not None:
         t = np.array(options.val_t)[rows % len(options.val_t)]
     else:
         levels = min(options.n_val_t, n_items)
-        t = min_t + (1.0 - min_t) * (rows % levels + 0.5) / levels
+        centres = (rows % levels + 0.5) / levels
+        t = clock(centres) if options.time_grid == "noise" else min_t + (max_t - min_t) * centres
     return torch.as_tensor(t, dtype=torch.float32)

@@ -4,6 +4,7 @@ float16 coordinates are read here and become frames and torsions to learn from; 
 force field, because rounding of 0.01 Angstrom is many kT in a bond.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from torch import Tensor
 from ..errors import InputFileError, TrajectoryError
 from ..geometry import residue_constants as rc
 from ..geometry.frames import atom14_mask, atom14_to_atom37, atom14_to_frames, atom37_to_torsions, present_atoms
-from .frame_splits import FrameSplit, read_frame_splits, read_sequences, sequence_of
-from .md_arrays import check_frames, find_array, list_arrays, open_array, sequence_name, strip_suffix
+from .frame_splits import FrameSplit, read_frame_splits, read_residues, read_sequences, sequence_of
+from .md_arrays import check_frames, find_array, list_arrays, open_array, sequence_name, strip_suffix, weights_path
 from .md_options import DataOptions
+from .weights import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,10 @@ _CHUNK = 256  # frames converted at once
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One file: the sequence, its frames for this mode [start, stop), and those that scale and crops are taken from."""
+    """One file: the sequence, its frames for this mode [start, stop), those that scale and crops are taken from.
+
+    `residues` are the canonical names, caps included, whose letter in the sequence is X.
+    """
 
     name: str
     path: Path
@@ -37,9 +42,33 @@ class Trajectory:
     stop: int
     train_start: int
     train_stop: int
+    residues: tuple[str, ...]
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def caps(self) -> NDArray[np.bool_]:
+        """Which residues [L] are caps."""
+        return np.array([letter == rc.UNKNOWN_LETTER for letter in self.sequence])
+
+    def of_training(self) -> "Trajectory":
+        """The same file with its training frames."""
+        return dataclasses.replace(self, start=self.train_start, stop=self.train_stop)
+
+    def weights(self) -> NDArray[np.float64] | None:
+        """Weights of the frames [start, stop); None where the file has none beside it."""
+        path = weights_path(self.path)
+        if not path.is_file():
+            return None
+        try:
+            weights = np.asarray(np.load(path, allow_pickle=False), np.float64)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputFileError(f"{path} cannot be read as weights ({error}); prepare them again") from error
+        n_frames = len(open_array(self.path))
+        if weights.shape != (n_frames,):
+            raise TrajectoryError(f"{path} has the shape {weights.shape}; expected {(n_frames,)}, prepare them again")
+        return check_weights(weights[self.start : self.stop], path)
 
 
 @dataclass(frozen=True)
@@ -75,7 +104,7 @@ def find_trajectories(options: DataOptions, mode: str) -> list[Trajectory]:
         A file does not match its sequence or its row of the frame splits, or a split is empty.
     """
     reference = "train_early" if mode == "train_early" else "train"
-    sequences = read_sequences(options.atlas_csv)
+    sequences, residues = read_sequences(options.atlas_csv), read_residues(options.atlas_csv)
     if options.train_split is None:
         logger.warning("no table of frame splits is given: %s takes all frames of all trajectories", mode)
         names = list_arrays(options.data_dir, options.suffix)
@@ -97,7 +126,8 @@ def find_trajectories(options: DataOptions, mode: str) -> list[Trajectory]:
         if path is not None:
             name = strip_suffix(split.name, options.suffix)
             sequence = sequence_of(name, sequences, options.atlas_csv)
-            result.append(_trajectory(name, path, sequence, split if known else None, options, mode, reference))
+            chain = residues.get(sequence_name(name))
+            result.append(_trajectory(name, path, sequence, chain, split if known else None, options, mode, reference))
     return result
 
 
@@ -109,7 +139,7 @@ def read_features(trajectory: Trajectory, frames: NDArray[np.int64]) -> Features
     for first in range(0, len(frames), _CHUNK):
         rows = frames[first : first + _CHUNK]
         atoms = np.asarray(array[rows], np.float32)
-        check_frames(atoms, trajectory.path, rows)
+        check_frames(atoms, trajectory.path, rows, trajectory.caps)
         atom14 = torch.from_numpy(atoms) * atom14_mask(aatype)[..., None]
         rigids = atom14_to_frames(atom14).to_tensor_7()
         torsions, mask = atom37_to_torsions(atom14_to_atom37(atom14, aatype), aatype)
@@ -143,7 +173,7 @@ def _alpha_carbons(trajectory: Trajectory, stride: int) -> Iterator[NDArray[np.f
     for first in range(0, len(frames), _CHUNK):
         rows = frames[first : first + _CHUNK]
         atoms = np.asarray(array[rows[0] : rows[-1] + 1 : stride])
-        check_frames(atoms, trajectory.path, rows)
+        check_frames(atoms, trajectory.path, rows, trajectory.caps)
         yield atoms[:, :, 1].astype(np.float64)
 
 
@@ -153,14 +183,23 @@ def present14(atom14: Tensor) -> Tensor:
 
 
 def _trajectory(
-    name: str, path: Path, sequence: str, split: FrameSplit | None, options: DataOptions, mode: str, reference: str
+    name: str,
+    path: Path,
+    sequence: str,
+    residues: tuple[str, ...] | None,
+    split: FrameSplit | None,
+    options: DataOptions,
+    mode: str,
+    reference: str,
 ) -> Trajectory:
-    strange = sorted(set(sequence) - set(rc.RESTYPES))
+    strange = sorted(set(sequence) - set(rc.RESTYPES)) if residues is None else []
     if strange or not sequence:
         raise TrajectoryError(
             f"{options.atlas_csv}: the sequence of {sequence_name(name)} has the letters {strange or 'of nothing'}; "
             f"expected the 20 of {rc.RESTYPES}, leave this protein out or correct its row"
         )
+    if residues is None:
+        residues = tuple(rc.RESTYPES_3[rc.RESTYPES.index(letter)] for letter in sequence)
     n_frames, length = open_array(path).shape[:2]
     if length != len(sequence):
         raise TrajectoryError(
@@ -173,7 +212,7 @@ def _trajectory(
     )
     if options.overfit:
         stop = min(stop, start + options.overfit)
-    return Trajectory(name, path, sequence, start, stop, *train)
+    return Trajectory(name, path, sequence, start, stop, *train, residues)
 
 
 def _nothing_found(options: DataOptions, names: list[str]) -> str:

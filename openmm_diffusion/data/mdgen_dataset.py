@@ -15,19 +15,21 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..diffusion.se3_diffuser import SE3Diffuser
 from ..errors import SettingError
-from ..geometry import residue_constants as rc
+from .auxiliary import AuxiliaryFrames
 from .collate import PER_RESIDUE, Sample, Samples, pad
 from .crops import CropSet, InclusionReport, make_crops
 from .frame_splits import check_mode
 from .md_arrays import sequence_name
+from .md_features import StoredFrames, torch_generator
 from .md_options import DataOptions
 from .md_samples import clean_samples, draw_times
-from .md_trajectories import Features, alpha_carbon_std, find_trajectories, read_features
+from .md_trajectories import find_trajectories, read_features
+from .noise_times import NoiseTimes
+from .weights import draw_by_weight
 
 logger = logging.getLogger(__name__)
 
 TRAINING_MODES = ("train", "train_early")
-_BYTES_A_RESIDUE = 4 * (14 * 3 + 7 + 14 + 7)  # of one frame's features
 _EAGER_CROPS = 8  # proteins whose crops are made at once, so that errors come early
 
 
@@ -44,7 +46,8 @@ class MDGenDataset(Dataset[Sample]):
     mode
         "train", "train_early", "val", "test" or "all": which frames of the table of splits. Times are uniform and
         residues are cropped in the training modes only; elsewhere each index has its time, from a fixed grid, and its
-        noise, always the same.
+        noise, always the same. Where frames have weights, or are to be flattened, an epoch's `order` and the items of
+        "val" and "test" are draws in proportion to them.
 
     Notes
     -----
@@ -64,10 +67,15 @@ class MDGenDataset(Dataset[Sample]):
         self._coord_scale, self._std = 0.0, 0.0
         self.trajectories = find_trajectories(self.options, mode)
         self._ends = np.cumsum([len(t) for t in self.trajectories])
-        size = sum(len(t) * len(t.sequence) for t in self.trajectories) * _BYTES_A_RESIDUE
-        self._cache: list[Features] | None = None
-        if size <= 1e6 * self.options.cache_mb:
-            self._cache = [read_features(t, np.arange(t.start, t.stop)) for t in self.trajectories]
+        self._clock = NoiseTimes(self.diffuser, self.options.max_t)
+        kind = StoredFrames if self.options.auxiliary_width is None else AuxiliaryFrames
+        self._frames = kind(self.trajectories, self.options)
+        # Frames by their weights: drawn for every epoch in training, once for all elsewhere.
+        self.weights = self._frames.weights()
+        self._chosen: NDArray[np.int64] | None = None
+        if self.weights is not None and mode in ("val", "test"):
+            rng = np.random.default_rng([self.options.seed, len(self)])
+            self._chosen = draw_by_weight(self.weights, len(self), rng)
         if self.options.coord_scale is not None:
             self.coord_scale = self.options.coord_scale
         if mode in TRAINING_MODES:
@@ -88,7 +96,7 @@ class MDGenDataset(Dataset[Sample]):
         Give the other sets the training set's coord_scale and coordinate_scaling where they may read other files.
         """
         if not self._std:
-            self._std = alpha_carbon_std(self.trajectories, self.options.scale_frames)
+            self._std = self._frames.std()
         return self._std
 
     @property
@@ -119,6 +127,12 @@ class MDGenDataset(Dataset[Sample]):
         self._fixed_noise.clear()
         self.diffuser.coordinate_scaling = float(value)
 
+    def order(self, seed: int) -> NDArray[np.int64]:
+        """The items of an epoch [len(self)]: a permutation, or a draw in proportion to weights where there are any."""
+        if self.weights is None:
+            return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).numpy()
+        return draw_by_weight(self.weights, len(self), np.random.default_rng(seed))
+
     def set_epoch(self, epoch: int) -> None:
         """Another epoch, another noise, also where a training is resumed; not needed otherwise."""
         self.epoch, self._calls = epoch, 0
@@ -148,47 +162,18 @@ class MDGenDataset(Dataset[Sample]):
         rows = np.where(rows < 0, rows + len(self), rows)
         if ((rows < 0) | (rows >= len(self))).any():
             raise IndexError(f"index {indices} is out of range for {len(self)} samples")
-        which = np.searchsorted(self._ends, rows, side="right")
-        frames = rows - np.append(0, self._ends)[which]
+        drawn = rows if self._chosen is None else self._chosen[rows]
+        which = np.searchsorted(self._ends, drawn, side="right")
+        frames = drawn - np.append(0, self._ends)[which]
         lengths = [len(self.trajectories[k].sequence) for k in which]
         rng = self._rng(rows)
-        features = self._features(which, frames, max(lengths))
-        batch = clean_samples(features, self.coord_scale, self._masks(which, lengths, rng))
-        batch["t"] = draw_times(self.options, float(self.diffuser.conf.min_t), rows, len(self), rng)
+        features = self._frames.fields(which, frames, rows, max(lengths), rng)
+        batch = clean_samples(features, self.coord_scale, self._masks(which, lengths, rng), self._frames.first_index)
+        batch["t"] = draw_times(self.options, self._clock, rows, len(self), rng)
         batch |= self._noised(batch, rows, lengths, rng)
         batch["name"] = [self.trajectories[k].name for k in which]
         batch["frame_indices"] = torch.as_tensor(frames + np.array([t.start for t in self.trajectories])[which])
         return Samples(batch, lengths)
-
-    def _features(self, which: NDArray[np.int64], frames: NDArray[np.int64], length: int) -> dict[str, Tensor]:
-        """Features of a batch, each trajectory's read at once, padded to one length."""
-        parts: list[dict[str, Tensor]] = []
-        order = np.argsort(which, kind="stable")
-        for k in np.unique(which):
-            rows = frames[which == k]
-            trajectory = self.trajectories[k]
-            if self._cache is None:
-                # A memory map is read fastest in order, and each frame once.
-                different, back = np.unique(rows, return_inverse=True)
-                read = read_features(trajectory, trajectory.start + different)[torch.as_tensor(back)]
-            else:
-                read = self._cache[k][torch.as_tensor(rows)]
-            aatype = torch.as_tensor(rc.aatype(trajectory.sequence)).expand(len(rows), -1)
-            fields = {
-                "rigids_0": read.rigids,
-                "atom14_pos": read.atom14,
-                "torsion_angles_sin_cos": read.torsions,
-                "torsion_angles_mask": read.torsions_mask,
-                "aatype": aatype,
-                "res_mask": torch.ones(aatype.shape),
-            }
-            if len(trajectory.sequence) < length:
-                fields = {key: pad(key, value.transpose(0, 1), length).transpose(0, 1) for key, value in fields.items()}
-            parts.append(fields)
-        if len(parts) == 1:
-            return parts[0]
-        original = torch.as_tensor(np.argsort(order, kind="stable"))
-        return {key: torch.cat([part[key] for part in parts])[original] for key in parts[0]}
 
     def _masks(
         self, which: NDArray[np.int64], lengths: list[int], rng: np.random.Generator | None
@@ -216,16 +201,16 @@ class MDGenDataset(Dataset[Sample]):
         # Nothing is fixed here, so noise and scores are centred; see SE3Diffuser.forward_marginal.
         rigids, t, mask = batch["rigids_0"], batch["t"], batch["res_mask"]
         if rng is not None:
-            return self.diffuser.forward_marginal(rigids, t, diffuse_mask=mask, generator=_torch_generator(rng))
+            return self.diffuser.forward_marginal(rigids, t, diffuse_mask=mask, generator=torch_generator(rng))
         parts = []
         for row, (index, length) in enumerate(zip(rows.tolist(), lengths, strict=True)):
             one = self._fixed_noise.get(index)
             if one is None:
-                generator = _torch_generator(np.random.default_rng([self.options.seed, index]))
+                generator = torch_generator(np.random.default_rng([self.options.seed, index]))
                 one = self.diffuser.forward_marginal(
                     rigids[row, :length], t[row], diffuse_mask=mask[row, :length], generator=generator
                 )
-                if self._cache is not None:
+                if self._frames.in_memory:
                     self._fixed_noise[index] = one
             parts.append({k: pad(k, v, rigids.shape[1]) if k in PER_RESIDUE else v for k, v in one.items()})
         return {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
@@ -244,7 +229,3 @@ class MDGenDataset(Dataset[Sample]):
         self._calls += 1
         # The indices differ between ranks, whose streams would be equal otherwise.
         return np.random.default_rng([self.options.seed, stream, self.epoch, self._calls, *rows.tolist()])
-
-
-def _torch_generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))

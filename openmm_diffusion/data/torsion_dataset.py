@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputFileError, TrajectoryError
 from ..peptide import MoleculeDescription
+from .weights import flattened
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,9 @@ class TorsionDataset:
         return self._take(order[cut:]), self._take(order[:cut])
 
     def flattened(self, exponent: float, bandwidth: float = 0.7) -> "TorsionDataset":
-        """The same frames with weights w / h^exponent: more of the rare basins, each basin's own shape kept.
-
-        h is the product over torsions of their densities smoothed by wrapped normals of `bandwidth` (rad), wider than a
-        basin. A proposal that visits a rare basin more often than Boltzmann would changes basins more often; the
-        acceptance ratio takes it out again.
-        """
-        log_h = np.zeros(len(self))
-        for angle in self.torsions.T:
-            harmonics = np.arange(1, 1 + int(np.ceil(6.0 / bandwidth)))
-            waves = np.exp(1j * np.outer(angle, harmonics))
-            damped = (self.weights @ waves).conj() * np.exp(-0.5 * (harmonics * bandwidth) ** 2)
-            log_h += np.log(np.maximum(1.0 + 2.0 * (waves @ damped).real, 1e-6))
-        return TorsionDataset(self.torsions, self.weights * np.exp(-exponent * log_h), self.molecule, self.source)
+        """The same frames with weights w / h^exponent, h their smoothed density: see `weights.flattened`."""
+        weights = flattened(self.torsions, self.weights, exponent, bandwidth)
+        return TorsionDataset(self.torsions, weights, self.molecule, self.source)
 
     def _take(self, rows: NDArray[np.int64]) -> "TorsionDataset":
         return TorsionDataset(self.torsions[rows], self.weights[rows], self.molecule, self.source)

@@ -21,7 +21,7 @@ from ..errors import ModelError, SettingError, StateError
 from ..models import Model, store
 from ..molecule import check_system, check_unbroken
 from ..molecule.quantities import in_nanometers
-from ..proposals import BackboneProposal, Proposal, TorsionProposal
+from ..proposals import BackboneProposal, LocalProposal, Proposal, TorsionProposal
 from .kernel import StepRecord, metropolis_step
 from .streams import new_stream
 
@@ -195,7 +195,8 @@ class DiffusionMove(ProposalMove):
         Which kinds of torsions to set, such as ("phi", "psi"); all that the model knows by default.
     options
         Further options of the proposal: `n_diffusion_steps`, `pool_size`, and for SE(3) models `background`,
-        `density`, `max_t`, `width` (see `BackboneProposal`).
+        `density`, `max_t`, `width` (see `BackboneProposal`). With `t_star` the move is local: the present frames are
+        noised up to that time and denoised, a `window` of residues at a time or all (see `LocalProposal`).
 
     Raises
     ------
@@ -216,7 +217,10 @@ class DiffusionMove(ProposalMove):
         **options: Any,
     ) -> None:
         loaded = model if isinstance(model, Model) else store.load(model)
-        kind, known = _PROPOSALS.get(loaded.kind, _PROPOSALS["torsion"])
+        if options.get("t_star", 0) is None:
+            del options["t_star"]
+        name = f"local {loaded.kind}" if "t_star" in options else loaded.kind
+        kind, known = _PROPOSALS.get(name, _PROPOSALS["torsion"])
         if unknown := sorted(set(options) - known - {"context_cache"}):
             raise SettingError(
                 f"unknown options {unknown} for a model of kind {loaded.kind!r}; expected some of {sorted(known)}"
@@ -245,7 +249,8 @@ class DiffusionMove(ProposalMove):
 
 _PROPOSALS: dict[str, tuple[Any, set[str]]] = {
     "torsion": (TorsionProposal, {"n_diffusion_steps", "pool_size"}),
-    "se3": (BackboneProposal, {"n_diffusion_steps", "pool_size", "background", "density", "max_t", "width"}),
+    "se3": (BackboneProposal, {"n_diffusion_steps", "pool_size", "background", "density", "max_t", "width", "t_star"}),
+    "local se3": (LocalProposal, {"t_star", "window", "reference", "masks", "n_diffusion_steps", "width"}),
 }
 
 

@@ -1,6 +1,7 @@
 """ScoreNetwork: noised backbone frames to scores, psi and atoms."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ from .se3_config import ScoreNetworkConfig
 from .torsion_angles import TorsionAngles
 
 _PSI = 2  # of omega, phi, psi, chi1-4
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the network makes of noised frames: scores [B, N, 3], clean frames [B, N], and for the heads the last node
+    embedding [B, N, c_s] and which residues were moved [B, N].
+    """
+
+    rot_score: Tensor
+    trans_score: Tensor
+    clean: Rigid
+    node: Tensor
+    moved: Tensor
 
 
 class ScoreNetwork(nn.Module):
@@ -84,27 +98,40 @@ class ScoreNetwork(nn.Module):
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`forward` without the atoms: what a sampler needs."""
-        dtype = next(self.parameters()).dtype
         self._check(batch)
         present = batch["res_mask"] > 0.5
-        mask = present.to(dtype)
-        fixed = batch["fixed_mask"].to(dtype) * mask
-        given = batch["rigids_t"].to(dtype)
-        t = batch["t"].to(dtype)
-        noised = Rigid.from_tensor_7(_visible(given, present))
+        given = batch["rigids_t"].to(self.dtype)
+        found = self.denoise(Rigid.from_tensor_7(_visible(given, present)), batch)
+        with torch.autocast(given.device.type, enabled=False):
+            rigids = torch.where(found.moved[..., None] > 0.5, found.clean.to_tensor_7(), given)
+        psi = self.torsion_angles(found.node, self.dtype)[..., 0, :]
+        given_psi = batch["torsion_angles_sin_cos"][..., _PSI, :].to(self.dtype)
+        psi = torch.where((batch["fixed_mask"] > 0.5)[..., None] & present[..., None], given_psi, psi)
+        return {"rot_score": found.rot_score, "trans_score": found.trans_score, "psi": psi, "rigids": rigids}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    def denoise(self, noised: Rigid, batch: Mapping[str, Tensor]) -> "Denoised":
+        """Scores and clean frames of noised frames [B, N], without psi, and without checks: what a path needs.
+
+        `batch` has the keys of `forward` but for `rigids_t` and `torsion_angles_sin_cos`; absent residues stand at the
+        identity in `noised`.
+        """
+        present = batch["res_mask"] > 0.5
+        mask = present.to(self.dtype)
+        fixed = batch["fixed_mask"].to(self.dtype) * mask
+        t = batch["t"].to(self.dtype)
         node, edge = self._embed(batch, noised, present, t, fixed)
         scale = self.diffuser.r3.scale
-        scaled = noised.map_trans(lambda x: x * scale)
         update, alpha = self._update(t, (1 - fixed) * mask)
-        node, clean = self.score_model(node, edge, scaled, present, update, alpha)
+        node, clean = self.score_model(node, edge, noised.map_trans(lambda x: x * scale), present, update, alpha)
         clean = clean.map_trans(lambda x: x / scale)
-        with torch.autocast(given.device.type, enabled=False):
+        with torch.autocast(noised.trans.device.type, enabled=False):
             rot_score, trans_score = self._scores(noised, clean, t, fixed, update.mask)
-            rigids = torch.where(update.mask[..., None] > 0.5, clean.to_tensor_7(), given)
-        psi = self.torsion_angles(node, dtype)[..., 0, :]
-        given_psi = batch["torsion_angles_sin_cos"][..., _PSI, :].to(dtype)
-        psi = torch.where((fixed > 0.5)[..., None], given_psi, psi)
-        return {"rot_score": rot_score, "trans_score": trans_score, "psi": psi, "rigids": rigids}
+        return Denoised(rot_score, trans_score, clean, node, update.mask)
 
     def _embed(
         self, batch: Mapping[str, Tensor], noised: Rigid, present: Tensor, t: Tensor, fixed: Tensor

@@ -20,7 +20,6 @@ from .model import Model, build, configuration, from_recipe
 
 FORMAT = "openmm_diffusion model 1"
 PRETRAINED = Path(__file__).parent / "pretrained"
-ALIASES = {"alanine-dipeptide": "alanine-dipeptide-torsion"}
 
 _cache: dict[str, Model] = {}
 _evaluation: dict[tuple[str, str, torch.dtype], nn.Module] = {}
@@ -28,8 +27,8 @@ _lock = threading.Lock()
 
 
 def names() -> list[str]:
-    """The models that are shipped, and their aliases."""
-    return sorted([path.stem for path in PRETRAINED.glob("*.safetensors")] + list(ALIASES))
+    """The models that are shipped."""
+    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 
 def save(model: Model, path: str | Path) -> Path:
@@ -58,7 +57,7 @@ def load(name_or_path: str | Path) -> Model:
     Raises ModelFileError where the file is missing, truncated, altered, or a pickle.
     """
     name = str(name_or_path)
-    shipped = PRETRAINED / f"{ALIASES.get(name, name)}.safetensors"
+    shipped = PRETRAINED / f"{name}.safetensors"
     if Path(name).name == name and shipped.exists():
         return _read(shipped, {"name": name})
     path = _locate(Path(name))

@@ -2,6 +2,7 @@
 
 from .backbone import BackboneProposal
 from .base import Candidates, Proposal
+from .local import LocalProposal
 from .torsion import TorsionProposal
 
-__all__ = ["BackboneProposal", "Candidates", "Proposal", "TorsionProposal"]
+__all__ = ["BackboneProposal", "Candidates", "LocalProposal", "Proposal", "TorsionProposal"]

@@ -18,7 +18,7 @@ from .chain_density import ChainDensity, DensityName, chain_from_state, chain_to
 from .pool import CandidatePool, DrawnBatch
 from .torsion import choose_device
 
-DEFAULTS: dict[str, Any] = {"width": 0.15, "max_t": 0.4, "soft": ["phi", "psi"], "n_steps": 50}
+DEFAULTS: dict[str, Any] = {"width": 0.15, "max_t": 0.4, "soft": ["phi", "psi"], "n_steps": 64}
 
 
 class BackboneProposal:
@@ -207,4 +207,5 @@ def _finite(log_q: torch.Tensor) -> NDArray[np.float64]:
 def _statistics(model: Model, chain: ChainLinks) -> dict[str, tuple[float, float]]:
     """(mean, width) of the torsions of a chain that the model's training data had, by label within the chain."""
     known = model.card.get("torsion_statistics", {})
-    return {label.removeprefix(chain.prefix): (float(m), float(w)) for label, (m, w) in known.items()}
+    own = {label: value for label, value in known.items() if label.startswith(chain.prefix)}
+    return {label.removeprefix(chain.prefix): (float(m), float(w)) for label, (m, w) in own.items()}

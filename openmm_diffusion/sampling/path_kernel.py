@@ -89,21 +89,20 @@ class LinkKernel:
             origin = frames.trans[:, ~free].mean(1, keepdim=True)
         elif not self._coordinates.whole:
             origin = frames.trans.mean(1, keepdim=True)
+        noised = frames.map_trans(lambda y: (y - origin) * share * unit).to(self._dtype)
         batch = {
-            "rigids_t": frames.map_trans(lambda y: (y - origin) * share * unit).to_tensor_7().to(self._dtype),
             "t": self._grid.t[k].to(self._dtype),
             "res_mask": ones,
             "fixed_mask": fixed,
             "seq_idx": torch.arange(self._n, dtype=self._dtype, device=alpha.device).expand(b, -1),
             "aatype": self._types.expand(b, -1),
-            "torsion_angles_sin_cos": ones.new_zeros(b, self._n, 7, 2),
         }
         with torch.inference_mode():
-            output = network.predict(batch)
+            found = network.denoise(noised, batch)
         # d log p / dy = alpha * scale * d log p / d(diffused units), and x = alpha y.
-        trans = output["trans_score"].double() * (alpha * diffuser.r3.scale * unit)
-        guess = Rigid.from_tensor_7(output["rigids"].double()).map_trans(lambda x: x / unit + origin)
-        return self._coordinates.reduced(output["rot_score"].double(), trans), guess
+        trans = found.trans_score.double() * (alpha * diffuser.r3.scale * unit)
+        guess = found.clean.to(torch.float64).map_trans(lambda x: x / unit + origin)
+        return self._coordinates.reduced(found.rot_score.double(), trans), guess
 
     def _reduced_jacobian(self, by_first: Tensor, by_second: Tensor) -> Tensor:
         """Derivatives [B, 6 links, d] of the links of free residues with respect to the coordinates."""

@@ -3,13 +3,13 @@
 import csv
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TrainingError
 
@@ -32,6 +32,24 @@ def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor
         torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
 
     return update
+
+
+class ValidationProbe(Callback):
+    """Logs what a function finds about the network at every validation: {"log_q": ...} becomes `val_log_q`.
+
+    The function is handed in, because what is worth knowing of a network may lie above this layer. It has to come
+    before the callback that averages weights in the trainer's list, which takes the averages away again at the same
+    moment.
+    """
+
+    def __init__(self, probe: Callable[[nn.Module], Mapping[str, float]]) -> None:
+        self._probe = probe
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Ask, with the averaged weights in place and without gradients."""
+        with torch.no_grad():
+            values = self._probe(pl_module.network)
+        pl_module.log_dict({f"val_{name}": float(value) for name, value in values.items()})
 
 
 class LastCheckpoint(Checkpoint):

@@ -14,8 +14,9 @@ from ..errors import SettingError
 
 
 class EpochSampler(Sampler[int]):
-    """A permutation of a data set that follows from seed and epoch, and of it the share of one process.
+    """The order of a data set's items that follows from seed and epoch, and of it the share of one process.
 
+    A permutation, or a draw in proportion where the frames have weights.
     All processes take equally many items; what does not divide is left out of this epoch. The epoch is handed on to the
     data set, and to `workers`, the generator that seeds a loader's workers. A training resumed from a checkpoint of the
     end of an epoch so sees the frames and draws the noise that the uninterrupted one would have. From a checkpoint
@@ -39,7 +40,7 @@ class EpochSampler(Sampler[int]):
         return len(self._data) // self._world_size
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(self._mixed(0)))
+        order = self._data.order(self._mixed(0))
         yield from order[self._rank : len(self) * self._world_size : self._world_size].tolist()
 
     def _mixed(self, stream: int) -> int:

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 
 from ..errors import ModelFileError, OpenMMDiffusionError, SettingError, TrainingError, first_line
-from .callbacks import LastCheckpoint, TimeBudget, moving_average, prepend, set_aside
+from .callbacks import LastCheckpoint, TimeBudget, ValidationProbe, moving_average, prepend, set_aside
 from .se3_data import SE3DataModule
 from .se3_module import SE3Module
 
@@ -61,10 +63,17 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
-def fit_se3(module: SE3Module, data: SE3DataModule, folder: Path, options: SE3FitOptions) -> dict[str, float]:
+def fit_se3(
+    module: SE3Module,
+    data: SE3DataModule,
+    folder: Path,
+    options: SE3FitOptions,
+    probe: Callable[[nn.Module], Mapping[str, float]] | None = None,
+) -> dict[str, float]:
     """Train `module`, which holds the averaged weights afterwards; returns its last metrics and the number of steps.
 
-    Writes `metrics.csv` and `checkpoints/last.ckpt` into `folder`; with `resume` it goes on from the latter.
+    Writes `metrics.csv` and `checkpoints/last.ckpt` into `folder`; with `resume` it goes on from the latter. `probe` is
+    asked about the averaged network at every validation, and what it says is logged, see `ValidationProbe`.
 
     Raises
     ------
@@ -76,7 +85,7 @@ def fit_se3(module: SE3Module, data: SE3DataModule, folder: Path, options: SE3Fi
     last = folder / "checkpoints" / "last.ckpt"
     resumes = options.resume and last.exists()
     steps = data.steps_per_epoch(_n_processes(options))
-    trainer = _trainer(folder, options, steps)
+    trainer = _trainer(folder, options, steps, [] if probe is None else [ValidationProbe(probe)])
     earlier = _earlier_metrics(folder) if options.resume and is_first_process() else None
     try:
         with warnings.catch_warnings():
@@ -115,10 +124,13 @@ def _earlier_metrics(folder: Path) -> Path | None:
     return set_aside(metrics)
 
 
-def _trainer(folder: Path, options: SE3FitOptions, steps_per_epoch: int) -> lightning.Trainer:
+def _trainer(
+    folder: Path, options: SE3FitOptions, steps_per_epoch: int, first: Sequence[Callback] = ()
+) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Buffers are no weights: the scale of the coordinates is not averaged.
     callbacks: list[Callback] = [
+        *first,
         WeightAveraging(use_buffers=False, multi_avg_fn=moving_average(options.ema_decay)),
         LastCheckpoint(folder / "checkpoints" / "last.ckpt"),
     ]

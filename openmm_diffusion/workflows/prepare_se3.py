@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..data.frame_splits import FrameSplit, Row, merged_table, read_table
-from ..data.md_arrays import ArrayWriter
+from ..data.md_arrays import ArrayWriter, weights_path
 from ..errors import InputFileError, OutputError, SettingError, TrajectoryError, first_line
+from ..geometry.residue_constants import UNKNOWN_LETTER
 from .output import refuse_existing, replacing, write_text
 from .prepare_se3_settings import PrepareSE3Settings
 from .protein_atoms import ProteinAtoms, select_protein
 from .trajectories import FORMAT_ERRORS, read_chunks
+from .weighted_frames import check_settings, dealt_order, read_weights, reorder
 
 MAX_PEPTIDE_BOND = 2.0  # Angstrom; MD keeps C-N at 1.33
 
@@ -38,6 +40,10 @@ def prepare_se3(settings: PrepareSE3Settings, *, overwrite: bool = False, progre
     """Write atom14 arrays [F, L, 14, 3] (Angstrom) of trajectories, and their rows of the two tables.
 
     Solvent, hydrogens and caps are left out; every frame is superposed on the first, whose centre is the origin.
+    With `caps`, ACE, NME and NH2 are residues of their own, letter X: the atoms in the roles of N, CA and C stand in
+    slots 0 to 2, nothing else, and atlas.csv gets a column `residues` with all names ("ACE-ALA-NME"). With `weights`
+    those of the stored frames stand beside each array, {name}_R{k}{suffix}_weights.npy (float64), and the frames are
+    in another order than in the trajectory, in which every split has its share of every block of frames.
     Nothing is written unless all trajectories are good. The borders in the table of splits count stored frames, so
     that data sets read it with frame_interval 1.
 
@@ -50,20 +56,29 @@ def prepare_se3(settings: PrepareSE3Settings, *, overwrite: bool = False, progre
     """
     targets = _targets(settings, overwrite=overwrite)
     topology = read_topology(settings.topology)
-    protein = select_protein(topology, settings.selection, settings.topology)
+    protein = select_protein(topology, settings.selection, settings.topology, caps=settings.caps)
     protein.report_skipped(settings.topology)
     tables = _Tables.read(settings, overwrite=overwrite)
-    tables.check(settings, protein.sequence, list(targets), overwrite=overwrite)
+    tables.check(settings, protein, list(targets), overwrite=overwrite)
     n_frames: dict[str, int] = {}
     with ExitStack() as files:
-        for (name, target), file in zip(targets.items(), settings.trajectory, strict=True):
+        for k, ((name, target), file) in enumerate(zip(targets.items(), settings.trajectory, strict=True)):
             aside = files.enter_context(replacing(target))
             n_frames[name] = _write_array(aside, file, topology, protein, settings, progress=progress)
+            order = dealt_order(n_frames[name], settings)
+            if order is not None:
+                reorder(aside, order)
+            if settings.weights:
+                weights = read_weights(settings.weights[k], file, n_frames[name], settings.stride)
+                beside = files.enter_context(replacing(weights_path(target)))
+                np.save(beside, weights if order is None else weights[order])
         shares = settings.train_share, settings.val_share
         splits = [
             FrameSplit.of(name, n, shares, settings.early_frames, settings.gap_frames) for name, n in n_frames.items()
         ]
-    tables.write(settings, protein.sequence, splits)
+    for target in () if settings.weights else targets.values():
+        weights_path(target).unlink(missing_ok=True)  # of a preparation that is overwritten
+    tables.write(settings, protein, splits)
     settings.write(next(iter(targets.values())).with_suffix(".yaml"))
     files_frames = {target: n_frames[name] for name, target in targets.items()}
     return PreparedSE3(files_frames, tables.atlas_csv, tables.train_split, protein.sequence)
@@ -148,11 +163,15 @@ def _targets(settings: PrepareSE3Settings, *, overwrite: bool) -> dict[str, Path
             f"train_share + val_share is {settings.train_share + settings.val_share:g}; expected less than 1, the "
             "rest is for testing"
         )
+    check_settings(settings)
     folder = settings.output / settings.name if settings.nested else settings.output
     if settings.output.is_file():
         raise OutputError(f"the output {settings.output} is a file; expected a folder, choose another name")
     names = [f"{settings.name}_R{settings.replica + k}" for k in range(len(settings.trajectory))]
-    return {n: refuse_existing(folder / f"{n}{settings.suffix}.npy", overwrite=overwrite) for n in names}
+    targets = {n: refuse_existing(folder / f"{n}{settings.suffix}.npy", overwrite=overwrite) for n in names}
+    for target in targets.values():
+        refuse_existing(weights_path(target), overwrite=overwrite)
+    return targets
 
 
 @dataclass(frozen=True)
@@ -171,23 +190,33 @@ class _Tables:
         proteins = read_table(atlas, ("name", "seqres")) if atlas.exists() else []
         return cls(atlas, split, proteins, read_table(split, ("name",)) if split.exists() else [])
 
-    def check(self, settings: PrepareSE3Settings, sequence: str, names: list[str], *, overwrite: bool) -> None:
+    def check(self, settings: PrepareSE3Settings, protein: ProteinAtoms, names: list[str], *, overwrite: bool) -> None:
         if overwrite:
             return
+        new = _described(settings.name, protein)
         for row in self.proteins:
-            if row["name"] == settings.name and row["seqres"].strip() != sequence:
-                raise OutputError(
-                    f"{self.atlas_csv} has {settings.name} with another sequence ({row['seqres']} instead of "
-                    f"{sequence}); give --overwrite or another name"
-                )
+            for key in ("seqres", "residues"):
+                known = row.get(key, "").strip()
+                if row["name"] == settings.name and known != new.get(key, ""):
+                    raise OutputError(
+                        f"{self.atlas_csv} has {settings.name} with another sequence ({known or 'no caps'} instead of "
+                        f"{new.get(key, 'no caps')}); give --overwrite or another name"
+                    )
         present = sorted({row["name"] for row in self.splits} & set(names))
         if present:
             raise OutputError(f"{self.train_split} has rows {', '.join(present)} already; give --overwrite")
 
-    def write(self, settings: PrepareSE3Settings, sequence: str, splits: list[FrameSplit]) -> None:
+    def write(self, settings: PrepareSE3Settings, protein: ProteinAtoms, splits: list[FrameSplit]) -> None:
         known = {row["name"]: row for row in self.proteins}.get(settings.name, {})
-        protein = known | {"name": settings.name, "seqres": sequence}
+        known = {key: value for key, value in known.items() if key != "residues"}
+        row = known | _described(settings.name, protein)
         for path in (self.atlas_csv, self.train_split):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.atlas_csv, merged_table(self.proteins, [protein]))
+        write_text(self.atlas_csv, merged_table(self.proteins, [row]))
         write_text(self.train_split, merged_table(self.splits, [split.to_row() for split in splits]))
+
+
+def _described(name: str, protein: ProteinAtoms) -> Row:
+    """A protein's row of atlas.csv; the residues are named where their letters do not tell them."""
+    row = {"name": name, "seqres": protein.sequence}
+    return row | {"residues": "-".join(protein.residues)} if UNKNOWN_LETTER in protein.sequence else row

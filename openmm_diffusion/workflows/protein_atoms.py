@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from ..data.md_arrays import BACKBONE
 from ..errors import SettingError, TrajectoryError
 from ..geometry import residue_constants as rc
-from ..peptide import CAPS, SAME_RESIDUE
+from ..peptide import SAME_RESIDUE
+from .cap_atoms import CAP_NAMES, cap_name, check_caps, role_atoms
 
 logger = logging.getLogger(__name__)
 
-CAP_NAMES = {*CAPS, *(name for name, same in SAME_RESIDUE.items() if same in CAPS), "FOR", "NAC"}
 # Protonation states and disulfides that only files of GROMACS and OPLS name, beside those of Amber and CHARMM.
 _MORE_VARIANTS = {
     "HIS": "HISD HISE HISH HISA HISB HIS1 HIS2 HIN",
@@ -34,6 +34,7 @@ STANDARD_NAMES = (
     | {variant: name for variant, name in SAME_RESIDUE.items() if name in _STANDARD}
     | {variant: name for name, text in _MORE_VARIANTS.items() for variant in text.split()}
 )
+_CODES = dict(zip(rc.RESTYPES_3, rc.RESTYPES, strict=False))
 # Names of the same atom in older files.
 _OXYGEN = ("O1", "OT1", "OC1", "OT")
 _ATOM_NAMES = {("ILE", "CD"): "CD1"}
@@ -41,15 +42,17 @@ _ATOM_NAMES = {("ILE", "CD"): "CD1"}
 
 @dataclass(frozen=True)
 class ProteinAtoms:
-    """The heavy atoms of one chain.
+    """The heavy atoms of one chain, and the three of each cap where caps are asked for.
 
-    `atoms` are their indices in the file, `slots` their places in the flattened [L * 14], `labels` the residues'
-    names for error sentences, `skipped` the other residues by name, `absent` side-chain atoms that the file lacks.
+    `atoms` are their indices in the file, `slots` their places in the flattened [L * 14], `sequence` has X for caps,
+    `residues` are the canonical names, `labels` the residues' names for error sentences, `skipped` the other residues
+    by name, `absent` side-chain atoms that the file lacks.
     """
 
     atoms: NDArray[np.int64]
     slots: NDArray[np.int64]
     sequence: str
+    residues: tuple[str, ...]
     labels: list[str]
     skipped: dict[str, int]
     absent: list[str]
@@ -83,46 +86,59 @@ class ProteinAtoms:
             logger.warning("%s lacks %d side-chain atoms (%s ...)", path, len(self.absent), ", ".join(self.absent[:3]))
 
 
-def select_protein(topology: Any, selection: str | None, path: Path) -> ProteinAtoms:
-    """The protein chain of an mdtraj topology, or of a selection of it.
+def select_protein(topology: Any, selection: str | None, path: Path, *, caps: bool = False) -> ProteinAtoms:
+    """The protein chain of an mdtraj topology, or of a selection of it, with its caps as residues where `caps` is set.
 
     Raises
     ------
     SettingError
         The selection is no mdtraj selection.
     TrajectoryError
-        No protein, several chains, unknown residues, missing backbone atoms.
+        No protein, several chains, unknown residues or caps, missing backbone atoms.
     """
-    residues, chosen, skipped = _residues(topology, selection, path)
-    atoms, slots, absent = [], [], []
-    for number, residue in enumerate(residues):
-        standard = STANDARD_NAMES[_plain(residue.name)]
-        names = rc.ATOM14[standard]
-        found = {_atom_name(standard, atom.name): atom.index for atom in residue.atoms if atom.index in chosen}
-        oxygens = [found[name] for name in _OXYGEN if name in found]
-        if "O" not in found and oxygens:
-            found["O"] = oxygens[0]
-        missing = [name for name in names if name not in found]
-        if set(missing) & set(BACKBONE):
-            raise TrajectoryError(
-                f"{path}: residue {residue} lacks {', '.join(name for name in missing if name in BACKBONE)}; "
-                "expected N, CA, C and O in every residue, complete the structure or select another part with "
-                "--selection"
-            )
-        absent += [f"{residue}-{name}" for name in missing]
-        present = [(found[name], 14 * number + slot) for slot, name in enumerate(names) if name in found]
-        atoms += [atom for atom, _ in present]
-        slots += [slot for _, slot in present]
-    code = dict(zip(rc.RESTYPES_3, rc.RESTYPES, strict=False))
-    sequence = "".join(code[STANDARD_NAMES[_plain(residue.name)]] for residue in residues)
+    residues, chosen, skipped = _residues(topology, selection, path, caps)
+    names = [(cap_name(r.name) if caps else None) or STANDARD_NAMES[_plain(r.name)] for r in residues]
+    if caps:
+        check_caps(names, topology, residues, path)
+    atoms: list[int] = []
+    slots: list[int] = []
+    absent: list[str] = []
+    for number, (residue, name) in enumerate(zip(residues, names, strict=True)):
+        if name in _CODES:
+            placed, missing = _heavy_atoms(residue, name, chosen, path)
+            absent += [f"{residue}-{atom}" for atom in missing]
+        else:
+            placed = dict(enumerate(role_atoms(name, residue, chosen, path)))
+        atoms += placed.values()
+        slots += [14 * number + slot for slot in placed]
+    sequence = "".join(_CODES.get(name, rc.UNKNOWN_LETTER) for name in names)
     # mdtraj hands atoms over in the order of the file, whatever order was asked for.
     order = np.argsort(atoms)
     labels = [f"{residue.name} {residue.resSeq}" for residue in residues]
-    return ProteinAtoms(np.array(atoms)[order], np.array(slots)[order], sequence, labels, skipped, absent)
+    return ProteinAtoms(np.array(atoms)[order], np.array(slots)[order], sequence, tuple(names), labels, skipped, absent)
 
 
-def _residues(topology: Any, selection: str | None, path: Path) -> tuple[list[Any], set[int], dict[str, int]]:
-    """The amino acids in a selection, the selected atoms, and how many residues of which names are left out."""
+def _heavy_atoms(residue: Any, standard: str, chosen: set[int], path: Path) -> tuple[dict[int, int], list[str]]:
+    """Slot of atom14 -> index of an amino acid's atoms, and the names of those that it lacks."""
+    names = rc.ATOM14[standard]
+    found = {_atom_name(standard, atom.name): atom.index for atom in residue.atoms if atom.index in chosen}
+    oxygens = [found[name] for name in _OXYGEN if name in found]
+    if "O" not in found and oxygens:
+        found["O"] = oxygens[0]
+    missing = [name for name in names if name not in found]
+    if set(missing) & set(BACKBONE):
+        raise TrajectoryError(
+            f"{path}: residue {residue} lacks {', '.join(name for name in missing if name in BACKBONE)}; "
+            "expected N, CA, C and O in every residue, complete the structure or select another part with "
+            "--selection"
+        )
+    return {slot: found[name] for slot, name in enumerate(names) if name in found}, missing
+
+
+def _residues(
+    topology: Any, selection: str | None, path: Path, caps: bool
+) -> tuple[list[Any], set[int], dict[str, int]]:
+    """The amino acids (and caps) in a selection, the selected atoms, how many residues of which names are left out."""
     chosen = set(range(topology.n_atoms))
     if selection is not None:
         try:
@@ -138,7 +154,7 @@ def _residues(topology: Any, selection: str | None, path: Path) -> tuple[list[An
         names = {atom.name for atom in residue.atoms if atom.index in chosen}
         if not names:
             continue
-        if _plain(residue.name) in STANDARD_NAMES:
+        if _plain(residue.name) in STANDARD_NAMES or (caps and cap_name(residue.name)):
             residues.append(residue)
         elif {"N", "CA", "C"} <= names:
             raise TrajectoryError(
@@ -147,7 +163,7 @@ def _residues(topology: Any, selection: str | None, path: Path) -> tuple[list[An
             )
         else:
             skipped[residue.name] += 1
-    if not residues:
+    if not any(_plain(residue.name) in STANDARD_NAMES for residue in residues):
         raise TrajectoryError(
             f"{path} has no amino acid in the selection {selection or 'all'!r}; expected a protein chain, check "
             "--selection"

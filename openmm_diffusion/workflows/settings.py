@@ -38,6 +38,10 @@ class Settings(BaseModel):
         paths = [Path(word) for word in words if isinstance(word, Path) or (isinstance(word, str) and word)]
         return [path for path in paths if path.exists() or Path(f"{path}.safetensors").exists()]
 
+    def implied(self) -> dict[str, Any]:
+        """Values that others of the settings imply where they are not given; those of a preset, for instance."""
+        return {}
+
     def write(self, path: Path) -> None:
         """Write the resolved settings as YAML."""
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
@@ -77,11 +81,12 @@ def refuse_other_settings(settings: Any, but: tuple[str, ...] = ()) -> None:
 
 
 def command_line(command: str, settings: Settings) -> str:
-    """The command that runs a job with these settings; what equals its default is left out."""
+    """The command that runs a job with these settings; what equals its default, or what others imply, is left out."""
     words = ["openmm-diffusion", command]
+    implied = settings.implied()
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if value is None or (not field.is_required() and value == field.default):
+        if value is None or (not field.is_required() and value == implied.get(name, field.default)):
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):

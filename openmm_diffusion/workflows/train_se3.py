@@ -1,9 +1,7 @@
 """Train an SE(3) model on prepared trajectories, write it with its card."""
 
-import json
 import logging
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +9,10 @@ import numpy as np
 
 from ..errors import InputFileError, SettingError, TrajectoryError
 from .output import prepare_folder
+from .se3_acceptance import acceptance_probe
+from .se3_card import model_card
 from .se3_presets import merged, preset
-from .settings import command_line, read_yaml, refuse_other_settings
+from .settings import read_yaml, refuse_other_settings
 from .train_se3_settings import TrainSE3Settings
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def train_se3(
             refuse_other_settings(settings, but=_FREE)
         folder = prepare_folder(folder, overwrite=overwrite, resume=resume, inputs=settings.inputs())
         settings.write(folder / "settings.yaml")
-    metrics = fit_se3(module, data, folder, options)
+    metrics = fit_se3(module, data, folder, options, acceptance_probe(settings, validation))
     if not is_first_process():
         return None
     return _write(settings, module, train, metrics)
@@ -98,12 +98,15 @@ def configurations(settings: TrainSE3Settings) -> tuple[dict[str, Any], dict[str
 def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset"]:
     """Training and validation frames, the latter with the coord_scale of the former."""
     from ..data.mdgen_dataset import MDGenDataset
+    from ..data.noise_times import NoiseTimes
     from ..diffusion.se3_diffuser import SE3Diffuser
 
     diffuser = SE3Diffuser(configurations(settings)[1])
+    clock = NoiseTimes(diffuser, settings.max_t)
     table = _table(settings.train_split, settings.data_dir, "frame_splits.csv", required=False)
-    min_t = diffuser.conf.min_t
-    centres = min_t + (1.0 - min_t) * (np.arange(N_VAL_T) + 0.5) / N_VAL_T
+    centres = (np.arange(N_VAL_T) + 0.5) / N_VAL_T
+    noisy = settings.time_grid == "noise"
+    centres = clock(centres) if noisy else clock.min_t + (clock.max_t - clock.min_t) * centres
     arguments = {
         "data_dir": settings.data_dir,
         "atlas_csv": _table(settings.atlas_csv, settings.data_dir, "atlas.csv", required=True),
@@ -111,6 +114,10 @@ def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset
         "suffix": settings.suffix,
         "frame_interval": settings.frame_interval,
         "crop_ratio": settings.crop_ratio,
+        "auxiliary_width": settings.auxiliary_width,
+        "flatten": settings.flatten,
+        "time_grid": settings.time_grid,
+        "max_t": settings.max_t,
         "low_noise_share": settings.low_noise_share,
         "inclusion": settings.inclusion,
         "crop_tolerance": settings.crop_tolerance,
@@ -118,7 +125,7 @@ def data_sets(settings: TrainSE3Settings) -> tuple["MDGenDataset", "MDGenDataset
         "overfit": settings.overfit,
         "seed": settings.seed,
         # Spread from the start on, so that a few validation frames see all of the range.
-        "val_t": [1.0, *(float(centres[7 * k % N_VAL_T]) for k in range(N_VAL_T))],
+        "val_t": [*([1.0] if settings.max_t == 1 else []), *(float(centres[7 * k % N_VAL_T]) for k in range(N_VAL_T))],
     }
     train = MDGenDataset(arguments, diffuser, "train")
     validation = MDGenDataset(arguments, diffuser, "val")
@@ -199,39 +206,17 @@ def _write(
 
     from ..analysis import plots
     from ..models import Model, save
-    from ..models.model import protein
     from ..peptide import MoleculeDescription
 
     folder = settings.save_dir
-    sequences = list(dict.fromkeys(trajectory.sequence for trajectory in train.trajectories))
+    sequences = list(dict.fromkeys(trajectory.residues for trajectory in train.trajectories))
     if len(sequences) > 1 and not module.model_conf.embed.embed_residue_type:
         logger.warning(
             "trained on %d proteins without embed_residue_type: the model cannot tell them apart", len(sequences)
         )
-    molecule = MoleculeDescription(tuple(protein(sequence).sequences[0] for sequence in sequences))
-    card = _card(settings, module, train, metrics)
+    molecule = MoleculeDescription(tuple(sequences))
+    card = model_card(settings, module, train, metrics)
     model = Model("se3", module.network.cpu().eval(), molecule, card)
     weights = save(model, folder / "model")
     plots.save(plots.loss_curve(folder / "metrics.csv"), folder / "loss_curve.png")
     return dataclasses.replace(model, source={"path": str(weights.resolve())})
-
-
-def _card(
-    settings: TrainSE3Settings, module: "SE3Module", train: "MDGenDataset", metrics: dict[str, float]
-) -> dict[str, Any]:
-    import torch
-
-    from .. import __version__
-
-    names = [trajectory.name for trajectory in train.trajectories]
-    return {
-        "description": f"SE(3) backbone diffusion model trained on {', '.join(names[:5])}"
-        + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
-        "sampling": {"n_diffusion_steps": 100, "self_conditioning": module.self_conditioning > 0},
-        "training_data": {"trajectories": len(names), "frames": len(train), "coord_scale": train.coord_scale},
-        "training": json.loads(settings.model_dump_json(exclude={"data_dir", "save_dir", "atlas_csv", "train_split"})),
-        "steps": int(metrics.pop("step", 0)),
-        "metrics": {key: round(value, 5) for key, value in metrics.items()},
-        "commands": [command_line("train se3", settings)],
-        "made": {"date": date.today().isoformat(), "openmm_diffusion": __version__, "torch": torch.__version__},
-    }

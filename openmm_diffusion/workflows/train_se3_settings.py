@@ -1,10 +1,11 @@
 """The settings of `openmm-diffusion train se3`, light to import: `--help` needs no torch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from .se3_presets import training_preset
 from .settings import Settings
 
 
@@ -23,7 +24,8 @@ class TrainSE3Settings(Settings):
     )
     preset: Literal["seed", "small", "acceptance"] = Field(
         "seed",
-        description="network and noise: the first seed's; small, for a CPU; acceptance, small with low noise floors",
+        description="network and noise: the first seed's; small, for a CPU; acceptance, for exact Metropolis-Hastings, "
+        "with other defaults of training too",
     )
     model_conf: Path | None = Field(None, description="YAML of the network's keys, put over the preset")
     se3_conf: Path | None = Field(None, description="YAML of the noise process's keys, put over the preset")
@@ -46,6 +48,20 @@ class TrainSE3Settings(Settings):
     trans_weighting: Literal["score", "x0", "balanced"] = Field(
         "score", description="translation loss: normalised score, x_0, or x_0 over the noise variance"
     )
+    auxiliary_width: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="rad and Angstrom; train on the data's phi and psi with bonds, angles and other torsions drawn "
+        "afresh with this width, as exact acceptance needs; on the data as they are if not given",
+    )
+    flatten: float = Field(
+        0.0, ge=0, le=1, description="more of the rare basins of phi and psi: exponent of the density divided out"
+    )
+    time_grid: Literal["uniform", "noise"] = Field(
+        "uniform", description="training times uniform in t, or stratified in the mean logarithm of the noise levels"
+    )
+    max_t: float = Field(1.0, gt=0, le=1, description="largest time of training")
     low_noise_share: float = Field(
         0.0, ge=0, le=1, description="share of the training times that are uniform in log t: sharper bonds and angles"
     )
@@ -70,6 +86,16 @@ class TrainSE3Settings(Settings):
     )
     threads: int = Field(0, ge=0, description="threads of torch on a CPU; 0 for one a core")
     seed: int = Field(0, ge=0, description="seed of weights, noise, batches and crops")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Settings that the preset implies, where they are not given: files and cards then show what was used."""
+        return {**training_preset(values.get("preset", "")), **values} if isinstance(values, dict) else values
+
+    def implied(self) -> dict[str, Any]:
+        """What the preset implies."""
+        return training_preset(self.preset)
 
     @property
     def output(self) -> Path:
