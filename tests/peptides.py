@@ -1,6 +1,5 @@
 """Small peptides for the tests, built from ideal backbones and completed by the package's own loader."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,48 +8,14 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from openmm_diffusion.molecule import LoadedMolecule, load
+from openmm_diffusion.molecule.peptide import backbone_pdb
 
 ALANINE = Path(__file__).parents[1] / "examples" / "alanine.pdb"
-CAP_ATOMS = {"ACE": {"CA": "CH3", "C": "C", "O": "O"}, "NME": {"N": "N", "CA": "CH3"}, "NH2": {"N": "N"}}
-
-
-def place(a: NDArray, b: NDArray, c: NDArray, length: float, angle: float, torsion: float) -> NDArray:
-    """The point d at this distance from c, with these angles (degrees) b-c-d and a-b-c-d."""
-    angle, torsion = np.radians([angle, torsion])
-    axis = (c - b) / np.linalg.norm(c - b)
-    normal = np.cross(b - a, axis)
-    normal /= np.linalg.norm(normal)
-    frame = np.stack([axis, np.cross(normal, axis), normal], -1)
-    local = [-np.cos(angle), np.sin(angle) * np.cos(torsion), np.sin(angle) * np.sin(torsion)]
-    return c + length * frame @ np.array(local)
-
-
-def backbone_lines(sequence: Sequence[str], chain: str, shift: float, phi: float, psi: float) -> list[str]:
-    """PDB records of an ideal backbone N, CA, C, O, with caps, moved by `shift` Angstrom along x."""
-    lines: list[str] = []
-    n, ca, c = np.array([0.0, 1.4, 0.3]), np.array([1.0, 0.4, 0.1]), np.array([2.5, 0.7, -0.2])
-    for number, name in enumerate(sequence, 1):
-        oxygen = place(n, ca, c, 1.231, 120.1, psi + 180.0)
-        names = CAP_ATOMS.get(name, {"N": "N", "CA": "CA", "C": "C", "O": "O"})
-        for role, x in (("N", n), ("CA", ca), ("C", c), ("O", oxygen)):
-            if role in names:
-                x, y, z = x + np.array([shift, 0.0, 0.0])
-                lines.append(
-                    f"ATOM  {len(lines) + 1:5d}  {names[role]:<3s} {name:3s} {chain}{number:4d}    "
-                    f"{x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00           {role[0]:s}"
-                )
-        n_next = place(n, ca, c, 1.329, 116.6, psi)
-        ca_next = place(ca, c, n_next, 1.458, 121.7, 180.0)
-        n, ca, c = n_next, ca_next, place(c, n_next, ca_next, 1.525, 111.0, phi)
-    return [*lines, "TER"]
 
 
 def write_backbone(path: Path, *sequences: str, phi: float = -75.0, psi: float = 140.0) -> Path:
     """A PDB file of backbones such as "ACE-GLY-PRO-NME", one chain each, 20 Angstrom apart."""
-    lines: list[str] = []
-    for k, sequence in enumerate(sequences):
-        lines += backbone_lines(sequence.split("-"), "ABCD"[k], 20.0 * k, phi, psi)
-    path.write_text("\n".join([*lines, "END", ""]))
+    path.write_text(backbone_pdb([sequence.split("-") for sequence in sequences], phi, psi, 20.0))
     return path
 
 

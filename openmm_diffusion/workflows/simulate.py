@@ -2,10 +2,11 @@
 
 import logging
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openmm
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from openmm import unit
 from tqdm.auto import tqdm
 
-from ..errors import SettingError
+from ..errors import SettingError, StateError
 from ..molecule import write_pdb
 from .job_settings import SimulateSettings
 from .output import prepare_folder, replacing, write_json, write_trajectory
 from .settings import command_line, refuse_other_settings
 from .systems import MolecularSystem, build_system, choose_platform
+from .walkers import at_work, parent_is_gone, walker_pool
 
 logger = logging.getLogger(__name__)
 CHUNK = 50  # iterations between two updates of the progress bar
@@ -58,7 +60,7 @@ def simulate(
     if settings.walkers == 1:
         _run_walker(*jobs[0], progress)
     else:
-        with ProcessPoolExecutor(settings.walkers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with walker_pool(settings.walkers) as pool:
             futures = [pool.submit(_run_walker, *job, progress and job[-1] == 0) for job in jobs]
             for future in futures:
                 future.result()
@@ -76,6 +78,42 @@ def _storage(folder: Path, walker: int) -> Path:
     return folder / f"tempering_{walker}.nc"
 
 
+def tempering_speed(
+    settings: SimulateSettings, molecule: MolecularSystem, platform: str, seconds: float, walkers: int
+) -> float:
+    """MD steps a wall second of `walkers` ladders at once, all their replicas together, exchanges and files included.
+
+    Measured for `seconds` after equally many ladders have been set up and minimised; nothing of it is kept.
+    """
+    with tempfile.TemporaryDirectory() as folder, walker_pool(walkers) as pool:
+        job = (settings, molecule.system, molecule.positions, platform, Path(folder))
+        futures = [pool.submit(_time_walker, *job, walker, seconds) for walker in range(walkers)]
+        return sum(future.result() for future in futures)
+
+
+def _time_walker(
+    settings: SimulateSettings,
+    system: openmm.System,
+    positions: NDArray[np.float64],
+    platform: str,
+    folder: Path,
+    walker: int,
+    seconds: float,
+) -> float:
+    from openmmtools.multistate import ParallelTemperingSampler
+
+    ParallelTemperingSampler._global_citation_silence = True  # the simulation itself does print them
+    with at_work():
+        sampler, reporter = _ladder(settings, system, positions, platform, _storage(folder, walker))
+        sampler.run(n_iterations=1)
+        start, first = time.perf_counter(), sampler.iteration
+        while time.perf_counter() - start < seconds and not parent_is_gone():
+            sampler.run(n_iterations=1)
+        spent = time.perf_counter() - start
+        reporter.close()
+    return (sampler.iteration - first) * settings.n_replicas * settings.steps_per_iteration / spent
+
+
 def _run_walker(
     settings: SimulateSettings,
     system: openmm.System,
@@ -86,12 +124,35 @@ def _run_walker(
     progress: bool,
 ) -> None:
     """Run or continue one ladder; its storage is openmmtools' own NetCDF file."""
+    with at_work():
+        sampler, reporter = _ladder(settings, system, positions, platform, _storage(folder, walker))
+        # openmmtools draws its exchanges from numpy's global generator; a resumed ladder gets numbers of its own.
+        sequence = np.random.SeedSequence(settings.seed, spawn_key=(walker, sampler.iteration))
+        np.random.seed(sequence.generate_state(1)[0])  # noqa: NPY002
+        try:
+            with tqdm(
+                total=settings.n_iterations, initial=sampler.iteration, desc="parallel tempering", disable=not progress
+            ) as bar:
+                while sampler.iteration < settings.n_iterations:
+                    if parent_is_gone():
+                        raise StateError("the program that started this walker is gone; run it again with --resume")
+                    before = sampler.iteration
+                    sampler.run(n_iterations=min(CHUNK, settings.n_iterations - before))
+                    bar.update(sampler.iteration - before)
+        finally:
+            reporter.close()
+
+
+def _ladder(
+    settings: SimulateSettings, system: openmm.System, positions: NDArray[np.float64], platform: str, storage: Path
+) -> tuple[Any, Any]:
+    """The sampler of one ladder and its reporter: that of the storage, or a new one, minimised."""
+    for name in ("openmmtools", "pymbar"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from openmmtools import cache, mcmc, states
     from openmmtools.multistate import MultiStateReporter, ParallelTemperingSampler
 
-    logging.getLogger("openmmtools").setLevel(logging.ERROR)
     contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName(platform))
-    storage = _storage(folder, walker)
     every_atom = list(range(system.getNumParticles()))
     reporter = MultiStateReporter(str(storage), checkpoint_interval=CHUNK, analysis_particle_indices=every_atom)
     if storage.exists():
@@ -114,17 +175,7 @@ def _run_walker(
         sampler.sampler_context_cache = sampler.energy_context_cache = contexts
         sampler.minimize(max_iterations=200)
     sampler.sampler_context_cache = sampler.energy_context_cache = contexts
-    # openmmtools draws its exchanges from numpy's global generator; a resumed ladder gets numbers of its own.
-    sequence = np.random.SeedSequence(settings.seed, spawn_key=(walker, sampler.iteration))
-    np.random.seed(sequence.generate_state(1)[0])  # noqa: NPY002
-    with tqdm(
-        total=settings.n_iterations, initial=sampler.iteration, desc="parallel tempering", disable=not progress
-    ) as bar:
-        while sampler.iteration < settings.n_iterations:
-            before = sampler.iteration
-            sampler.run(n_iterations=min(CHUNK, settings.n_iterations - before))
-            bar.update(sampler.iteration - before)
-    reporter.close()
+    return sampler, reporter
 
 
 def collect(settings: SimulateSettings, folder: Path) -> TemperedData:
