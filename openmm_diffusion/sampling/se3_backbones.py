@@ -26,10 +26,14 @@ class NetworkDenoiser:
     self_conditioning
         Give the network the CA positions of its previous prediction. For networks trained so only: others have never
         seen them different from zero.
+    first_index
+        Number of the first residue, as in training: 0 for models of the preset acceptance.
     """
 
-    def __init__(self, network: ScoreNetwork, aatype: Tensor, *, self_conditioning: bool = False) -> None:
-        self._network = network
+    def __init__(
+        self, network: ScoreNetwork, aatype: Tensor, *, self_conditioning: bool = False, first_index: int = 1
+    ) -> None:
+        self._network, self._first = network, first_index
         parameter = next(network.parameters())
         self._to: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device}
         self._aatype = aatype.to(parameter.device)
@@ -44,7 +48,7 @@ class NetworkDenoiser:
             "t": t.to(**self._to),
             "res_mask": ones,
             "fixed_mask": torch.zeros_like(ones),
-            "seq_idx": torch.arange(1, shape[-1] + 1, device=ones.device).expand(shape),
+            "seq_idx": (torch.arange(shape[-1], device=ones.device) + self._first).expand(shape),
             "sc_ca_t": torch.zeros((*shape, 3), **self._to) if known is None else known.to(**self._to),
             "torsion_angles_sin_cos": torch.zeros((*shape, 7, 2), **self._to),
             "aatype": self._aatype.expand(shape),
@@ -90,6 +94,7 @@ def sample_backbones(
     denoise: bool = True,
     batch_size: int = 64,
     self_conditioning: bool = False,
+    first_index: int = 1,
     progress: bool = False,
 ) -> Backbones:
     """Draw backbones of a chain from a network, where it stands (device, train or eval mode).
@@ -106,7 +111,7 @@ def sample_backbones(
         See `se3_sampler`; noise_scale goes to the reverse SDE only.
     n_steps, rho, min_t
         The grid of times, see `time_grid`; min_t is that of the training by default.
-    self_conditioning
+    self_conditioning, first_index
         See `NetworkDenoiser`.
 
     Raises
@@ -129,7 +134,7 @@ def sample_backbones(
     times = time_grid(n_steps, diffuser.conf.min_t if min_t is None else min_t, rho=rho)
     options: dict[str, Any] = {"noise_scale": noise_scale} if sampler == "reverse_sde" else {}
     device = next(network.parameters()).device
-    denoiser: Denoiser = NetworkDenoiser(network, aatype, self_conditioning=self_conditioning)
+    denoiser: Denoiser = NetworkDenoiser(network, aatype, self_conditioning=self_conditioning, first_index=first_index)
     sizes = [min(batch_size, n_samples - first) for first in range(0, n_samples, batch_size)]
     found = []
     with tqdm(total=n_steps * len(sizes), desc="sampling", unit=" steps", disable=not progress) as bar:

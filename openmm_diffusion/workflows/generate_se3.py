@@ -143,6 +143,7 @@ def _sample(
         denoise=settings.denoise,
         batch_size=settings.batch_size,
         self_conditioning=self_conditioned(model),
+        first_index=0 if "acceptance" in model.card else 1,
         progress=progress,
     )
 
