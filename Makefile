@@ -30,7 +30,7 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev,notebook]"
 	@touch $@
 
-alanine: $(STAMP) ## Alanine dipeptide: hybrid sampling against plain MD, table and pictures in results/alanine
+alanine: $(STAMP) ## Alanine dipeptide: SE(3) and torsion moves against plain MD, table and pictures in results/alanine
 	$(BIN)/python examples/alanine_dipeptide.py --output results/alanine $(ARGS)
 
 models: $(STAMP) ## Train the shipped alanine dipeptide models again

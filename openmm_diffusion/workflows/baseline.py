@@ -77,7 +77,13 @@ def marginal_limits(
     seed: int = 0,
 ) -> MarginalLimits:
     """Limits on frames [n, atoms, 3] (nm) from the energies of a (phi, psi) grid at each frame's own rho."""
-    u, grid = grid_energies(molecule, frames, platform, bins)
+    return limits_of_grid(*grid_energies(molecule, frames, platform, bins), n_candidates, seed=seed)
+
+
+def limits_of_grid(
+    u: NDArray[np.float64], grid: NDArray[np.float64], n_candidates: tuple[int, ...] = (1, 8, 32), *, seed: int = 0
+) -> MarginalLimits:
+    """Limits from reduced potentials u [frames, G] at the (phi, psi) points grid [G, 2] of `grid_energies`."""
     rng = np.random.default_rng(seed)
     in_r = in_basin_r(grid[:, 0])
     eta = {n: marginal_eta(u, in_r, n, rng=rng) for n in n_candidates}

@@ -180,15 +180,9 @@ class HybridChain:
     def save(self, path: Path) -> None:
         """Write a checkpoint in one piece: positions, velocities, counters, random generators, pool, series."""
         streams, pool = self.move.export_stream()
-        settings = {
-            "md_steps": self.md_steps,
-            "seed": self.seed,
-            "system": self.molecule.name,
-            **self._model_settings(),
-        }
         card = {
             "format": _FORMAT,
-            "settings": settings,
+            "settings": self._settings(),
             "statistics": self.move.statistics,
             "stream": streams,
             "seconds": self.seconds,
@@ -214,12 +208,7 @@ class HybridChain:
             raise InputFileError(
                 f"{path} is not a checkpoint of a hybrid chain ({error}); start again with --overwrite"
             ) from error
-        settings = {
-            "md_steps": self.md_steps,
-            "seed": self.seed,
-            "system": self.molecule.name,
-            **self._model_settings(),
-        }
+        settings = self._settings()
         different = [key for key, value in settings.items() if card["settings"].get(key) != value]
         if different:
             raise OutputError(
@@ -231,13 +220,21 @@ class HybridChain:
         self.move.statistics, self.seconds = card["statistics"], card["seconds"]
         self.move.import_stream(card["stream"], {key[5:]: v for key, v in arrays.items() if key.startswith("pool_")})
 
-    def _model_settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and the chain that goes on from it."""
         state = self.move.__getstate__()
         proposal = state["proposal"]["state"]
+        # A torsion proposal keeps its settings beside its description, the others in a mapping of their own.
+        settings = proposal.get("settings", {"n_diffusion_steps": proposal.get("n_diffusion_steps")})
+        # The thread changes no number; a chain may go on on another device, exactly but not bit for bit.
+        own = {key: value for key, value in settings.items() if key not in ("background", "device")}
         return {
+            "md_steps": self.md_steps,
+            "seed": self.seed,
+            "system": self.molecule.name,
             "sha256": proposal["sha256"],
             "n_candidates": state["n_candidates"],
-            "n_diffusion_steps": proposal["n_diffusion_steps"],
+            **own,
         }
 
 
