@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import models, molecule
-    from .mcmc import DiffusionMove, ProposalMove, StepRecord
-    from .proposals import Candidates, Proposal, TorsionProposal
+    from .mcmc import DiffusionKernel, DiffusionMove, ProposalMove, StepRecord
+    from .proposals import BackboneProposal, Candidates, LocalProposal, Proposal, TorsionProposal
 
 __version__ = "0.1.0"
 __all__ = [
+    "BackboneProposal",
     "Candidates",
+    "DiffusionKernel",
     "DiffusionMove",
+    "LocalProposal",
     "Proposal",
     "ProposalMove",
     "StepRecord",
@@ -23,10 +26,13 @@ __all__ = [
 
 # Loaded at first use (PEP 562): the command line's --help needs neither torch nor OpenMM.
 _HOMES = {
+    "DiffusionKernel": "mcmc",
     "DiffusionMove": "mcmc",
     "ProposalMove": "mcmc",
     "StepRecord": "mcmc",
+    "BackboneProposal": "proposals",
     "Candidates": "proposals",
+    "LocalProposal": "proposals",
     "Proposal": "proposals",
     "TorsionProposal": "proposals",
 }

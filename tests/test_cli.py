@@ -157,11 +157,11 @@ def test_config_files(tmp_path: Path) -> None:
 
 
 def test_shipped_models_are_verified() -> None:
-    """`models` lists both models and the alias."""
+    """`models` lists every shipped model, each with its fingerprint verified."""
     result = run("models")
     assert result.exit_code == 0
-    assert result.stdout.count("verified") == 3
-    assert "alanine-dipeptide (= alanine-dipeptide-torsion)" in result.stdout
+    assert result.stdout.count("verified") == len(store.names()) == 5
+    assert set(store.names()) <= set(result.stdout.split())
 
 
 def test_overwriting_never_deletes_what_the_job_reads(tmp_path: Path) -> None:

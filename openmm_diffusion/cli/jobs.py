@@ -115,3 +115,28 @@ def generate_se3_job(settings: Any, **switches: bool) -> None:
 
     typer.echo(quality_text(generate_se3(settings, **switches)))
     _show(settings.output, FILES)
+
+
+def sample_job(settings: Any, **switches: bool) -> None:
+    from ..workflows.console import use_one_thread
+    from ..workflows.sample import FILES, sample
+    from ..workflows.sample_report import summary_text
+
+    use_one_thread()
+    typer.echo(summary_text(sample(settings, **switches)))
+    _show(settings.output, FILES)
+
+
+def doctor_job(settings: Any) -> int:
+    from ..workflows.console import use_one_thread
+    from ..workflows.doctor import doctor
+
+    use_one_thread()
+    exact = doctor(settings, typer.echo).is_exact
+    return {True: 0, False: 1, None: 3}[exact]
+
+
+def models_job() -> None:
+    from ..workflows.list_models import list_models
+
+    list_models(typer.echo)

@@ -1,18 +1,20 @@
 """Every command of `openmm-diffusion`; what a command needs is imported when it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..workflows import job_settings as settings
+from ..workflows.doctor_settings import DoctorSettings
 from ..workflows.generate_se3_settings import GenerateSE3Settings
 from ..workflows.prepare_se3_settings import PrepareSE3Settings
+from ..workflows.sample_settings import SampleSettings
 from ..workflows.settings import Settings
 from ..workflows.train_se3_settings import TrainSE3Settings
 from . import jobs
-from .options import one_sentence, settings_command
+from .options import one_sentence, settings_command, with_file
 
 app = typer.Typer(
     name="openmm-diffusion",
@@ -39,7 +41,16 @@ _JOBS: dict[str, type[Settings]] = {
     "train se3": TrainSE3Settings,
     "generate torsion": settings.GenerateTorsionSettings,
     "generate se3": GenerateSE3Settings,
+    "sample": SampleSettings,
 }
+
+
+def _about(field: str) -> Any:
+    described = DoctorSettings.model_fields[field]
+    default = described.default
+    shown = " ".join(default) if isinstance(default, list) else default
+    suffix = "" if default is None else f" (default: {shown})"
+    return typer.Option(f"--{field.replace('_', '-')}", help=f"{described.description}{suffix}", show_default=False)
 
 
 def main() -> None:
@@ -106,16 +117,49 @@ generate.command("se3")(
 )
 
 
+app.command("sample")(
+    with_file(
+        settings_command(
+            SampleSettings,
+            jobs.sample_job,
+            resumable=True,
+            help="Run a Markov chain, or several: diffusion moves, accepted exactly, with Langevin dynamics between.",
+        )
+    )
+)
+
+
+@app.command("doctor")
+@one_sentence
+def doctor(
+    system: Annotated[str | None, _about("system")] = None,
+    coordinates: Annotated[Path | None, _about("coordinates")] = None,
+    force_field: Annotated[list[str] | None, _about("force_field")] = None,
+    hydrogen_mass: Annotated[float | None, _about("hydrogen_mass")] = None,
+    model: Annotated[str | None, _about("model")] = None,
+    seconds: Annotated[float | None, _about("seconds")] = None,
+    n_candidates: Annotated[int | None, _about("n_candidates")] = None,
+    platform: Annotated[str | None, _about("platform")] = None,
+    device: Annotated[str | None, _about("device")] = None,
+    seed: Annotated[int | None, _about("seed")] = None,
+) -> None:
+    """Versions, platforms and devices, and a check that the move is exact on your system.
+
+    Exit status: 0 exact within noise, 1 not exact or an error, 3 not decided.
+    """
+    given = dict(locals())
+    status = jobs.doctor_job(
+        DoctorSettings.build({key: None if value == [] else value for key, value in given.items()})
+    )
+    if status:
+        raise typer.Exit(status)
+
+
 @app.command("models")
 @one_sentence
 def list_models() -> None:
-    """List the models that are shipped, and check their files."""
-    from ..models import store
-
-    for name in store.names():
-        model = store.load(name)
-        alias = f" (= {store.ALIASES[name]})" if name in store.ALIASES else ""
-        typer.echo(f"{name}{alias}: {model.card.get('description', '')}; sha256 {model.sha256()[:12]} verified")
+    """List the models that are shipped, and check their files against their cards."""
+    jobs.models_job()
 
 
 @app.command("config")

@@ -44,6 +44,30 @@ def settings_command(
     return one_sentence(command)
 
 
+def with_file(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command with its YAML file as an argument too: `sample settings.yaml` is `sample --config ...`."""
+
+    def with_argument(settings_file: Path | None = None, **values: Any) -> None:
+        if settings_file is not None:
+            values["config"] = settings_file
+        command(**values)
+
+    signature = inspect.signature(command)
+    argument = typer.Argument(metavar="CONFIG", help="YAML file with these settings, as --config", show_default=False)
+    first = inspect.Parameter(
+        "settings_file",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[Path | None, argument],
+    )
+    with_argument.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[first, *signature.parameters.values()]
+    )
+    with_argument.__annotations__ = {"settings_file": first.annotation, **command.__annotations__}
+    with_argument.__doc__ = command.__doc__
+    return with_argument
+
+
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     """End with one sentence and exit status 1 where the package raises an error of its own."""
 

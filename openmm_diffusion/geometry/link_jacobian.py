@@ -1,4 +1,4 @@
-"""How the links of a chain change with its frames: the derivative that projects noise of frames onto bonds and angles."""
+"""How the links of a chain change with its frames: the derivative that projects noise of frames onto bonds, angles."""
 
 import torch
 from torch import Tensor

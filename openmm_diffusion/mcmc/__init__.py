@@ -1,7 +1,18 @@
 """Exact moves: the acceptance ratio, the kernel on an OpenMM Context, the openmmtools adapter."""
 
 from .acceptance import log_acceptance
+from .context_kernel import DiffusionKernel
 from .kernel import StepRecord, metropolis_step
 from .move import DiffusionMove, ProposalMove
+from .openmm_samplers import expanded_ensemble_sampler, replica_exchange_sampler
 
-__all__ = ["DiffusionMove", "ProposalMove", "StepRecord", "log_acceptance", "metropolis_step"]
+__all__ = [
+    "DiffusionKernel",
+    "DiffusionMove",
+    "ProposalMove",
+    "StepRecord",
+    "expanded_ensemble_sampler",
+    "log_acceptance",
+    "metropolis_step",
+    "replica_exchange_sampler",
+]

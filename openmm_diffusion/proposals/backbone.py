@@ -18,7 +18,7 @@ from .chain_density import ChainDensity, DensityName, chain_from_state, chain_to
 from .pool import CandidatePool, DrawnBatch
 from .torsion import choose_device
 
-DEFAULTS: dict[str, Any] = {"width": 0.15, "max_t": 0.4, "soft": ["phi", "psi"], "n_steps": 64}
+DEFAULTS: dict[str, Any] = {"width": 0.15, "max_t": 0.4, "soft": ["phi", "psi"], "n_steps": 48}
 
 
 class BackboneProposal:

@@ -5,9 +5,9 @@ independent, so the null distribution of every statistic is known and no autocor
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openmm
@@ -18,28 +18,61 @@ from scipy import stats
 from ..mcmc.kernel import metropolis_step
 from ..molecule import BackboneTorsions
 from ..proposals import Proposal
+from ..units import wrap
 from .energies import ReducedPotential
 from .systems import TEMPERATURE, MolecularSystem
 
+Array = NDArray[np.float64]
 
-class FrozenTarget:
-    """exp(-u) of (phi, psi) at one rho, by quadrature on a grid of bins x bins cells.
+
+class Target(Protocol):
+    """A distribution of torsions that is known without the moves under test.
+
+    Attributes
+    ----------
+    names
+        Of the torsions [T].
+    pair
+        The two of them whose cells `coarse` counts.
+    n_reference
+        Draws that the expected values come from; infinite where they are exact.
+    """
+
+    names: tuple[str, ...]
+    pair: tuple[int, int]
+    n_reference: float
+
+    def coarse(self, bins: int = 12) -> Array:
+        """Probabilities [bins, bins] of cells of the pair."""
+        ...
+
+    def moments(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of cos and sin of each torsion."""
+        ...
+
+
+class GridTarget:
+    """exp(-u) of two torsions, known by quadrature on a grid of bins x bins cells.
 
     Parameters
     ----------
-    molecule
-        System, topology, and the positions that hold rho.
+    reduced_potential
+        u [n] at torsions [n, 2].
     bins
         Cells of the grid in each torsion.
+    names
+        Of the torsions.
     """
 
-    def __init__(self, molecule: MolecularSystem, bins: int = 96, platform: str = "Reference") -> None:
-        self.torsions = BackboneTorsions(molecule.topology, ("phi", "psi"))
-        self.positions = molecule.positions
+    pair = (0, 1)
+    n_reference = math.inf
+
+    def __init__(
+        self, reduced_potential: Callable[[Array], Array], bins: int = 96, names: tuple[str, ...] = ("phi", "psi")
+    ) -> None:
+        self.names = names
+        self.reduced_potential = reduced_potential
         self.bins = bins
-        self.energies = ReducedPotential(
-            molecule.system, openmm.Platform.getPlatformByName(platform), TEMPERATURE.value_in_unit(unit.kelvin)
-        )
         self.width = 2 * math.pi / bins
         centres = -math.pi + (np.arange(bins) + 0.5) * self.width
         self.points = np.stack(np.meshgrid(centres, centres, indexing="ij"), -1).reshape(-1, 2)
@@ -47,15 +80,7 @@ class FrozenTarget:
         self.probabilities = np.exp(-(u - u.min()))
         self.probabilities /= self.probabilities.sum()
 
-    def place(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions [n, atoms, 3] with (phi, psi) set to tau [n, 2] and rho kept."""
-        return np.asarray(self.torsions.set(self.positions, tau))
-
-    def reduced_potential(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:
-        """u [n] at torsions [n, 2]."""
-        return self.energies(self.place(tau))
-
-    def draw(self, n: int, rng: np.random.Generator, n_steps: int = 25) -> NDArray[np.float64]:
+    def draw(self, n: int, rng: np.random.Generator, n_steps: int = 25) -> Array:
         """n independent draws [n, 2] of exp(-u).
 
         Cells are drawn by their quadrature weight and points within them uniformly; independence Metropolis steps from
@@ -76,7 +101,7 @@ class FrozenTarget:
         assert tau is not None
         return tau
 
-    def coarse(self, bins: int = 12) -> NDArray[np.float64]:
+    def coarse(self, bins: int = 12) -> Array:
         """Probabilities [bins, bins] of coarser cells."""
         factor = self.bins // bins
         fine = self.probabilities.reshape(self.bins, self.bins)
@@ -84,14 +109,35 @@ class FrozenTarget:
 
     def moments(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of cos and sin of each torsion."""
-        result = {}
-        for index, name in enumerate(("phi", "psi")):
-            for function in (np.cos, np.sin):
-                values = function(self.points[:, index])
-                mean = float(self.probabilities @ values)
-                deviation = math.sqrt(float(self.probabilities @ values**2) - mean**2)
-                result[f"{function.__name__} {name}"] = (mean, deviation)
-        return result
+        return moments(self.points, self.names, self.probabilities)
+
+
+class FrozenTarget(GridTarget):
+    """exp(-u) of (phi, psi) at one rho, by quadrature on a grid of bins x bins cells.
+
+    Parameters
+    ----------
+    molecule
+        System, topology, and the positions that hold rho.
+    bins
+        Cells of the grid in each torsion.
+    """
+
+    def __init__(self, molecule: MolecularSystem, bins: int = 96, platform: str = "Reference") -> None:
+        self.torsions = BackboneTorsions(molecule.topology, ("phi", "psi"))
+        self.positions = molecule.positions
+        self.energies = frozen_energies(molecule, platform)
+        super().__init__(lambda tau: self.energies(self.place(tau)), bins)
+
+    def place(self, tau: Array) -> Array:
+        """Positions [n, atoms, 3] with (phi, psi) set to tau [n, 2] and rho kept."""
+        return np.asarray(self.torsions.set(self.positions, tau))
+
+
+def von_mises(pairs: Sequence[tuple[float, float]], names: tuple[str, ...], bins: int = 96) -> GridTarget:
+    """The product of von Mises densities of two torsions, a (centre, concentration) each: known without a molecule."""
+    centres, strengths = np.array(pairs).T
+    return GridTarget(lambda tau: -(strengths * np.cos(tau - centres)).sum(-1), bins, names)
 
 
 @dataclass(frozen=True)
@@ -110,6 +156,11 @@ class ExactnessResult:
     def worst_z(self) -> float:
         """The largest |z|."""
         return max(abs(value) for value in self.z.values())
+
+    @property
+    def sigma(self) -> float:
+        """By how many standard deviations the worst of the statistics is off."""
+        return max(self.worst_z, float(stats.norm.isf(max(self.p_chi_squared, 1e-300) / 2)))
 
     @property
     def is_informative(self) -> bool:
@@ -131,7 +182,7 @@ class ExactnessResult:
 def run_chains(
     target: FrozenTarget,
     proposal: Proposal,
-    start: NDArray[np.float64],
+    start: Array,
     n_moves: int,
     n_candidates: int,
     rng: np.random.Generator,
@@ -153,27 +204,54 @@ def run_chains(
 
 
 def compare(
-    target: FrozenTarget, tau: NDArray[np.float64], n_moves: int, n_accepted: int, n_invalid: int, sd_log_q: float
+    target: Target, tau: Array, n_moves: int, n_accepted: int, n_invalid: int, sd_log_q: float
 ) -> ExactnessResult:
-    """Compare independent samples tau [n, 2] with the target's quadrature."""
+    """Compare independent samples tau [n, T] with the target's quadrature, or with its reference."""
     n = len(tau)
-    z = {}
-    for name, (mean, deviation) in target.moments().items():
-        function = np.cos if name.startswith("cos") else np.sin
-        values = function(tau[:, 0 if name.endswith("phi") else 1])
-        z[name] = float((values.mean() - mean) / (deviation / math.sqrt(n)))
-    return ExactnessResult(z, chi_squared_p(tau, target.coarse()), n, n_moves, n_accepted, n_invalid, sd_log_q)
+    per_draw = math.sqrt(1 / n + 1 / target.n_reference)
+    found = moments(tau, target.names, np.full(n, 1 / n))
+    z = {name: (found[name][0] - mean) / (deviation * per_draw) for name, (mean, deviation) in target.moments().items()}
+    p = chi_squared_p(tau[:, list(target.pair)], target.coarse(), target.n_reference)
+    return ExactnessResult(z, p, n, n_moves, n_accepted, n_invalid, sd_log_q)
 
 
-def chi_squared_p(tau: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """p value of chi-squared on the cells of `expected` [bins, bins]; cells that expect fewer than 5 are merged."""
-    bins = len(expected)
+def chi_squared_p(tau: Array, expected: Array, n_reference: float = math.inf) -> float:
+    """p value of chi-squared on the cells of `expected` [bins, bins]; cells that expect fewer than 5 are merged.
+
+    n_reference is the number of draws that `expected` comes from, where it is not exact.
+    """
+    share = len(tau) / (len(tau) + n_reference)
+    o, e = histogram(tau, len(expected)).ravel(), expected.ravel() * len(tau)
+    # Of both sets together; without a reference this is the expectation alone.
+    pooled = share * o + (1 - share) * e
+    rare = pooled < 5
+    o, e, pooled = (np.append(x[~rare], x[rare].sum()) for x in (o, e, pooled))
+    kept = pooled > 0
+    o, e, pooled = o[kept], e[kept], pooled[kept]
+    if len(e) < 2:  # too few samples to fill two cells
+        return 1.0
+    # Var(o - e) = n (1 + n / n_reference) p.
+    return float(stats.chi2.sf(((o - e) ** 2 / (pooled * (1 + len(tau) / n_reference))).sum(), len(e) - 1))
+
+
+def moments(tau: Array, names: Sequence[str], weights: Array) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of cos and sin of each of the torsions [n, T] with weights [n]."""
+    result = {}
+    for name, values in zip(names, tau.T, strict=True):
+        for function in (np.cos, np.sin):
+            mean = float(weights @ function(values))
+            result[f"{function.__name__} {name}"] = (mean, math.sqrt(float(weights @ function(values) ** 2) - mean**2))
+    return result
+
+
+def histogram(tau: Array, bins: int) -> Array:
+    """Counts [bins, bins] of pairs of torsions [n, 2]."""
     edges = np.linspace(-math.pi, math.pi, bins + 1)
-    counts, _, _ = np.histogram2d(tau[:, 0], tau[:, 1], bins=[edges, edges])
-    e, o = expected.ravel() * len(tau), counts.ravel()
-    rare = e < 5
-    e = np.append(e[~rare], e[rare].sum())
-    o = np.append(o[~rare], o[rare].sum())
-    if e[-1] == 0:
-        e, o = e[:-1], o[:-1]
-    return float(stats.chi2.sf(((o - e) ** 2 / e).sum(), len(e) - 1))
+    first, second = wrap(tau).T
+    return np.histogram2d(first, second, bins=[edges, edges])[0]
+
+
+def frozen_energies(molecule: MolecularSystem, platform: str) -> ReducedPotential:
+    """u of the molecule's positions at the temperature of the examples."""
+    kelvin = TEMPERATURE.value_in_unit(unit.kelvin)
+    return ReducedPotential(molecule.system, openmm.Platform.getPlatformByName(platform), kelvin)

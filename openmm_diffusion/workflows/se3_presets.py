@@ -4,7 +4,7 @@ from typing import Any
 
 PRESETS = ("seed", "small", "acceptance")
 # Levels of noise that a model for exact acceptance is used with, unless a move asks for others.
-ACCEPTANCE_STEPS = 64
+ACCEPTANCE_STEPS = 48
 
 _SMALL_NETWORK: dict[str, Any] = {
     "node_embed_size": 96,
