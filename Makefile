@@ -49,7 +49,7 @@ format: $(STAMP) ## Rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 test: lint ## Lint and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-all: lint ## Lint and every test, the long statistical ones too
 	$(BIN)/python -m pytest

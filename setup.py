@@ -38,6 +38,7 @@ EXTRAS = {
     "dev": [
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",
         # the upstream test modules of openmmtools that the acceptance tests call need these two
         "pytest-rerunfailures",
         "requests",
