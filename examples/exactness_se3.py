@@ -11,8 +11,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from openmm_diffusion.workflows.console import run_program, use_one_thread
+from openmm_diffusion.workflows.exactness_grid import grid, quick_grid
 from openmm_diffusion.workflows.output import refuse_existing, write_json, write_text
-from openmm_diffusion.workflows.se3_exactness import grid, quick_grid, run_grid, table
+from openmm_diffusion.workflows.se3_exactness import run_grid, table
 
 
 def main() -> None:

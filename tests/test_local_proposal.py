@@ -27,6 +27,7 @@ from openmm_diffusion.models.score_network import ScoreNetwork
 from openmm_diffusion.molecule.load import LoadedMolecule
 from openmm_diffusion.molecule.peptide import peptide
 from openmm_diffusion.proposals import BackboneProposal, LocalProposal, Proposal
+from openmm_diffusion.proposals.backbone import DEFAULTS
 from openmm_diffusion.sampling.path import SE3Path
 from openmm_diffusion.sampling.windows import FreeCoordinates, contiguous_windows
 from openmm_diffusion.units import wrap
@@ -358,7 +359,7 @@ def test_round_trip_of_the_state() -> None:
 def test_levels_are_as_dense_as_the_models_own() -> None:
     """Without n_diffusion_steps a local move takes its share of the model's levels, fewer for smaller t_star."""
     counts = [proposal(t_star=t, n_diffusion_steps=None).n_diffusion_steps for t in (0.0011, 0.05, 0.4)]
-    assert counts[0] == 2 < counts[1] < counts[2] == 50
+    assert counts[0] == 2 < counts[1] < counts[2] == DEFAULTS["n_steps"]
 
 
 def test_diffusion_move_takes_t_star() -> None:

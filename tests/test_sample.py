@@ -35,6 +35,7 @@ from openmm_diffusion.workflows import sample as job
 from openmm_diffusion.workflows.chain_files import DCDFormat, Trajectory, read_table
 from openmm_diffusion.workflows.folder_lock import FolderLock
 from openmm_diffusion.workflows.sample_chain import SampledChain
+from openmm_diffusion.workflows.sample_dynamics import ChainDynamics
 from openmm_diffusion.workflows.sample_report import summary, summary_text
 from openmm_diffusion.workflows.sample_state import Checkpoints
 from openmm_diffusion.workflows.systems import MolecularSystem, alanine_dipeptide
@@ -114,13 +115,13 @@ def test_without_its_generator_a_resumed_chain_would_differ(
     run(whole, model)
     for name, broken in (
         ("import_stream", lambda move, stream, pool: type(move).__mro__[1].import_stream(move, stream, {})),
-        ("seed", lambda chain, block: 77),
+        ("seed", lambda dynamics, block: 77),
     ):
         out = tmp_path / name
         stopped(monkeypatch, 5, out, model)
         with monkeypatch.context() as patch:
             if name == "seed":
-                patch.setattr(SampledChain, "_seed", broken)
+                patch.setattr(ChainDynamics, "seed", broken)
             else:
                 patch.setattr("openmm_diffusion.mcmc.DiffusionMove.import_stream", broken)
             run(out, model, resume=True)
@@ -497,10 +498,10 @@ def test_dynamics_that_explode_are_one_sentence(tmp_path: Path, model: Path, mon
     out = tmp_path / "out"
     step = SampledChain._iterate
 
-    def explode(chain: SampledChain, contexts: Any) -> None:
+    def explode(chain: SampledChain) -> None:
         if chain.iteration == 4:
-            chain.sampler_state.velocities = chain.sampler_state.velocities * np.nan
-        step(chain, contexts)
+            chain.dynamics.present.velocities = chain.dynamics.present.velocities * np.nan
+        step(chain)
 
     with monkeypatch.context() as patch:
         patch.setattr(SampledChain, "_iterate", explode)

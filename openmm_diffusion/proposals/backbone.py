@@ -12,6 +12,7 @@ from ..models import Model, store
 from ..models.score_network import ScoreNetwork
 from ..molecule import BackboneTorsions
 from ..molecule.frames import ChainLinks, chain_links
+from ..sampling.generators import torch_generator
 from ..units import wrap
 from .base import Candidates
 from .chain_density import ChainDensity, DensityName, chain_from_state, chain_to_state, check_chains
@@ -196,7 +197,7 @@ class BackboneProposal:
         return DrawnBatch(torsions, _finite(total), tuple(samples) if self._settings["density"] == "flow" else ())
 
     def _generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self._device).manual_seed(seed)
+        return torch_generator(seed, self._device)
 
 
 def _finite(log_q: torch.Tensor) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from ..models.score_network import ScoreNetwork
 from ..molecule import BackboneTorsions
 from ..molecule.frames import ChainLinks, chain_links
 from ..molecule.quantities import in_nanometers
+from ..sampling.generators import torch_generator
 from ..sampling.path import SE3Path
 from ..sampling.windows import contiguous_windows
 from ..units import wrap
@@ -174,7 +175,7 @@ class LocalProposal:
         of the present states [B], -inf where there is none.
         """
         mask = self.masks[int(rng.integers(len(self.masks)))]
-        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**63 - 1)))
+        generator = torch_generator(int(rng.integers(2**63 - 1)), self._device)
         values = torch.as_tensor(wrap(tau), device=self._device)
         new = values[:, None].repeat(1, n, 1)
         log_q, present = torch.zeros_like(new[..., 0]), torch.zeros_like(values[:, 0])

@@ -1,5 +1,7 @@
 """Candidates drawn ahead of time, each used once; the next batch is drawn in a thread while the chain goes on."""
 
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +39,13 @@ class CandidatePool:
 
     def __init__(self, draw: Callable[[int, int], DrawnBatch], size: int, in_background: bool) -> None:
         self._draw, self.size = draw, size
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="candidates") if in_background else None
+        self._in_background = in_background
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="candidates") if self._in_background else None
         self._batch: DrawnBatch | None = None
         self._used = 0
         self._seed: int | None = None  # of the batch ahead
@@ -45,12 +53,15 @@ class CandidatePool:
 
     def take(self, n: int, rng: np.random.Generator) -> tuple[DrawnBatch, slice]:
         """A batch and n of its rows that were not used before."""
-        if self._batch is None or self._used + n > len(self._batch.log_q):
-            # What is left over is dropped unseen: it does not depend on any state, so nothing is selected.
-            self._batch, self._used = self._next(n, rng), 0
-        rows = slice(self._used, self._used + n)
-        self._used += n
-        return self._batch, rows
+        with self._lock:
+            if self._process != os.getpid():
+                self._start()  # a forked process has neither the thread nor a right to these candidates
+            if self._batch is None or self._used + n > len(self._batch.log_q):
+                # What is left over is dropped unseen: it does not depend on any state, so nothing is selected.
+                self._batch, self._used = self._next(n, rng), 0
+            rows = slice(self._used, self._used + n)
+            self._used += n
+            return self._batch, rows
 
     def export(self) -> dict[str, NDArray[Any]]:
         """The pool as arrays, for a checkpoint; empty before the first use.
@@ -76,7 +87,11 @@ class CandidatePool:
         if self._seed is None:
             self._order(_seed(rng))
         assert self._seed is not None
-        batch = self._ahead.result() if self._ahead is not None else self._draw(self.size, self._seed)
+        try:
+            batch = self._ahead.result() if self._ahead is not None else self._draw(self.size, self._seed)
+        except BaseException:
+            self._order(self._seed)  # the same batch again at the next call, whatever went wrong
+            raise
         if len(batch.log_q) < n:  # a move that takes more than a batch at once
             batch = self._draw(n, self._seed)
         self._order(_seed(rng))

@@ -97,7 +97,8 @@ class LinkKernel:
             "seq_idx": torch.arange(self._n, dtype=self._dtype, device=alpha.device).expand(b, -1),
             "aatype": self._types.expand(b, -1),
         }
-        with torch.inference_mode():
+        # Autocasting is a matter of the thread: drawing and scoring would be two functions.
+        with torch.inference_mode(), torch.autocast(alpha.device.type, enabled=False):
             found = network.denoise(noised, batch)
         # d log p / dy = alpha * scale * d log p / d(diffused units), and x = alpha y.
         trans = found.trans_score.double() * (alpha * diffuser.r3.scale * unit)

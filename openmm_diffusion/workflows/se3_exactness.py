@@ -12,26 +12,26 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import openmm
 import torch
 from numpy.typing import NDArray
 
 from .. import models
 from ..models import Model
 from ..molecule import peptide
-from ..molecule.load import LoadedMolecule
 from ..proposals import BackboneProposal, LocalProposal
 from .console import use_one_thread
-from .exactness import ExactnessResult, FrozenTarget, GridTarget, compare, von_mises
-from .many_chains import Ends, IndependentMoves, LocalMoves, Moves, run_many
+from .exactness import ExactnessResult, FrozenTarget, GridTarget, compare, frozen_energies, von_mises
+from .exactness_grid import Entry, Network
+from .many_chains import Ends, IndependentMoves, LocalMoves, Moves, SharedCandidates, run_many
 from .sampled_target import SampledTarget
-from .systems import MolecularSystem, alanine_dipeptide
+from .systems import alanine_dipeptide
 
 Array = NDArray[np.float64]
 
-Network = Literal["trained", "perturbed", "random"]
 PERTURBATION = 0.15  # of every weight, relative
 CONTROL_SIGMA = 6.0
 _N_REFERENCE = 8192
@@ -67,43 +67,6 @@ _RANDOM: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the grid.
-
-    Attributes
-    ----------
-    network
-        "trained", "perturbed" (every weight), or "random".
-    density
-        "path" and "flow" of independent candidates, "local" for moves that noise and denoise the present state.
-    n_candidates
-        Of a move.
-    n_chains, n_moves
-        Chains, and moves of each.
-    n_diffusion_steps
-        Levels of noise: exact for any number, so few.
-    torsions
-        Kinds that move.
-    t_star, width
-        Of local moves; of a(s), the model's own if None.
-    """
-
-    network: Network
-    density: Literal["path", "local", "flow"]
-    n_candidates: int
-    n_chains: int
-    n_moves: int
-    n_diffusion_steps: int
-    torsions: tuple[str, ...] = ("phi", "psi")
-    t_star: float = 0.1
-    width: float | None = None
-
-    def __str__(self) -> str:
-        moved = ", omega moved" if "omega" in self.torsions else ""
-        return f"{self.network}, {self.density}, {self.n_candidates} candidate{'s' * (self.n_candidates > 1)}{moved}"
-
-
-@dataclass(frozen=True)
 class Row:
     """What an entry showed, with and without the density of the present state."""
 
@@ -123,34 +86,6 @@ class Row:
         counts = {key: getattr(self.exact, key) for key in ("n_accepted", "n_invalid", "sd_log_q")}
         rest = {"control_sigma": self.control.sigma, "seconds": self.seconds, "passed": self.passed}
         return {**asdict(self.entry), **counts, **numbers, **rest}
-
-
-def grid() -> list[Entry]:
-    """The whole grid: at least 20 000 path or local moves or 2 000 of flows an entry, more where few are accepted."""
-    both, moved = ("phi", "psi"), ("phi", "psi", "omega")
-    molecular: list[tuple[Network, tuple[str, ...]]] = [("trained", both), ("perturbed", both), ("trained", moved)]
-    entries = []
-    for n in (1, 8):
-        for network, torsions in molecular:
-            entries += [
-                Entry(network, "path", n, 2560, 12 if n == 1 else 8, 10, torsions),
-                Entry(network, "local", n, 2560, 8, 6, torsions),
-                Entry(network, "flow", n, 640, 10 if n == 1 else 4, 5, torsions),
-            ]
-        entries += [
-            Entry("random", "path", n, 5120, 40 if n == 1 else 8, 4),
-            Entry("random", "local", n, 2560, 8, 3, t_star=0.03),
-            Entry("random", "flow", n, 640, 16 if n == 1 else 4, 2, width=1.0),
-        ]
-    return entries
-
-
-def quick_grid() -> list[Entry]:
-    """A minute's worth, of an untrained network."""
-    return [
-        Entry("random", "path", 8, 640, 6, 3, width=1.0),
-        Entry("random", "local", 1, 640, 10, 3, t_star=0.03),
-    ]
 
 
 def run_grid(
@@ -261,11 +196,11 @@ def _row(entry: Entry, parts: dict[int, Part]) -> Row:
 
 
 @cache
-def _target(network: str, torsions: tuple[str, ...]) -> GridTarget | SampledTarget:
+def _target(network: Network, torsions: tuple[str, ...]) -> GridTarget | SampledTarget:
     if network == "random":
         # In the order of the torsions psi:ALA1, phi:ALA2 of this chain.
         return von_mises([(-2.0, 1.0), (1.0, 1.5)], ("psi", "phi"))
-    molecule = alanine_dipeptide("obc")
+    molecule = _molecule(network)
     if torsions == ("phi", "psi"):
         return FrozenTarget(molecule)
     return SampledTarget(molecule, torsions, _N_REFERENCE, np.random.default_rng(17), n_sweeps=25)
@@ -279,8 +214,15 @@ def _moves(entry: Entry, model: str) -> Moves:
 
 
 @cache
-def _molecule(network: Network) -> MolecularSystem | LoadedMolecule:
-    return peptide(_RANDOM_SEQUENCE) if network == "random" else alanine_dipeptide("obc")
+def _molecule(network: Network) -> Any:
+    if network == "random":
+        return peptide(_RANDOM_SEQUENCE)
+    molecule = alanine_dipeptide("obc")
+    # What is frozen decides how much a marginal proposal can be accepted: half as much again at the minimum.
+    context = frozen_energies(molecule, "Reference").context
+    context.setPositions(molecule.positions)
+    openmm.LocalEnergyMinimizer.minimize(context)
+    return replace(molecule, positions=context.getState(positions=True).getPositions(asNumpy=True)._value)
 
 
 @cache
