@@ -152,7 +152,7 @@ def test_backbone_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("omegaconf")
     prepared(tmp_path, 20)
     monkeypatch.chdir(tmp_path)
-    block = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    block = next(code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "SE3Module" in code)
     names: dict[str, Any] = {}
     exec(block, names)
     assert len(names["train_dataset"]) == 12
