@@ -56,7 +56,7 @@ def grid() -> list[Entry]:
                 Entry(network, "local", n, 2560, 8, 6, torsions),
             ]
         entries += [
-            Entry("trained", "flow", n, 512, 12 if n == 1 else 4, 12),
+            Entry("trained", "flow", n, 512, 18 if n == 1 else 4, 12),
             Entry("perturbed", "flow", n, 512, 28 if n == 1 else 6, 12),
             Entry("random", "path", n, 5120, 40 if n == 1 else 8, 4),
             Entry("random", "local", n, 2560, 8, 3, t_star=0.03),
