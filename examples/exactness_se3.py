@@ -1,4 +1,4 @@
-"""Exactness of the SE(3) moves, the whole grid: `python examples/exactness_se3.py` (long, flows above all; --quick takes a minute).
+"""Exactness of the SE(3) moves, the whole grid: `python examples/exactness_se3.py`.
 
 A trained network, the same with every weight perturbed by 15 %, and an untrained one; one and eight candidates; paths,
 local moves and flows. Chains start from exact draws of exp(-u) and must stay distributed like them. The control, the

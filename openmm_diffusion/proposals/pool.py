@@ -88,7 +88,7 @@ class CandidatePool:
             self._order(_seed(rng))
         assert self._seed is not None
         try:
-            batch = self._ahead.result() if self._ahead is not None else self._draw(self.size, self._seed)
+            batch = self._ahead.result() if self._ahead is not None else self._draw(max(n, self.size), self._seed)
         except BaseException:
             self._order(self._seed)  # the same batch again at the next call, whatever went wrong
             raise
