@@ -60,7 +60,7 @@ def grid() -> list[Entry]:
             Entry("perturbed", "flow", n, 512, 28 if n == 1 else 6, 12),
             Entry("random", "path", n, 5120, 40 if n == 1 else 8, 4),
             Entry("random", "local", n, 2560, 8, 3, t_star=0.03),
-            Entry("random", "flow", n, 640, 16 if n == 1 else 4, 2, width=1.0),
+            Entry("random", "flow", n, 640, 20 if n == 1 else 4, 2, width=1.0),
         ]
     return [*entries, Entry("trained", "flow", 8, 512, 5, 12, moved)]
 
