@@ -115,7 +115,8 @@ class Misscored:
         assert self.score is not None
         at_candidate, at_end = self.score(self._tau, tau_f, self._delta)
         density = self.inner.log_density(np.stack([at_end, at_candidate]).reshape(2, -1))
-        return np.atleast_1d(np.ravel(density)[0] - np.ravel(density)[1])
+        with np.errstate(invalid="ignore"):  # -inf less -inf: neither way can be drawn, which rejects
+            return np.atleast_1d(np.ravel(density)[0] - np.ravel(density)[1])
 
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -51,11 +51,12 @@ def test_killed_at_random_moments(moments: int, tmp_path: Path, model: Path) -> 
     start = time.perf_counter()
     run(tmp_path / "whole", model, **length)
     whole = time.perf_counter() - start
-    out, progressed = tmp_path / "out", set()
+    out, progressed, killed = tmp_path / "out", set(), 0
     for _ in range(moments):
-        in_child(lambda: run(out, model, resume=True, **length), rng.uniform(0.0, 2.5 * whole / moments))
+        killed += in_child(lambda: run(out, model, resume=True, **length), rng.uniform(0.0, 2.5 * whole / moments))
         progressed.add(max(out.glob("checkpoints/i*"), default=out).name)
-    assert len(progressed) > 1, "no child got anywhere, so nothing was tested"
+    # How far each comes is a matter of the machine's load; one at least must have been stopped on its way.
+    assert killed and progressed != {out.name}, "no child was killed after a checkpoint, so nothing was tested"
     run(out, model, resume=True, **length)
     assert content(out) == content(tmp_path / "whole")
 
