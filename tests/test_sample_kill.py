@@ -140,7 +140,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240.0) -> None:
 def test_walkers_end_with_their_parent_and_go_on(tmp_path: Path, model: Path) -> None:
     """The command with two walkers, killed with -9: the walkers are gone at once; --resume at once gives the files of
     an undisturbed run."""
-    length = {"n_iterations": 150, "walkers": 2}
+    length = {"n_iterations": 200, "walkers": 2, "checkpoint_interval": 20}
     subprocess.run(command(tmp_path / "whole", model, **length), cwd=ROOT, check=True)
     out = tmp_path / "out"
     parent = subprocess.Popen(command(out, model, **length), cwd=ROOT)
