@@ -243,6 +243,7 @@ def test_everything_free_stays_exact(kind: str, timestep: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("kind", "timestep"), [("GHMC", CALM), ("langevin", CALM), ("langevin", WILD)])
 @pytest.mark.parametrize("n_rotations", [2, 5])
 def test_everything_free_stays_exact_in_many_chains(kind: str, timestep: float, n_rotations: int) -> None:
@@ -264,6 +265,7 @@ def test_every_density_has_its_place(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_densities_of_the_plain_move_are_wrong() -> None:
     """Control: log q(tau) - log q(tau_f), as if nothing had moved in between, is off by more than 6 sigma."""
     score = MISSCORED["as if nothing had moved"]
@@ -271,6 +273,7 @@ def test_densities_of_the_plain_move_are_wrong() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_protocols_end_on_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: chains whose moves end on a propagation are off by more than 6 sigma, others are not."""
     options: dict[str, Any] = {"n_rotations": 1, "n_steps": 8, "n_moves": 8, "n_chains": 4000}
@@ -349,6 +352,7 @@ def test_frozen_rho_agrees_with_quadrature() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_frozen_rho_agrees_with_quadrature_in_many_chains() -> None:
     """The same with 800 chains and 5 moves each: means and chi-squared, enough of them accepted."""
     result = frozen_run(800, 5)
@@ -357,6 +361,7 @@ def test_frozen_rho_agrees_with_quadrature_in_many_chains() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["none", "tau for tau + Delta", "tau_f for tau_f - Delta"])
 def test_frozen_rho_sees_every_density(name: str) -> None:
     """Controls: q left out, or taken at tau or tau_f, is caught by quadrature."""
@@ -365,6 +370,7 @@ def test_frozen_rho_sees_every_density(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_frozen_rho_sees_a_last_propagation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: a single rotation followed by a propagation is caught by quadrature."""
     monkeypatch.setattr(ncmc, "drive", drive_and_propagate)
