@@ -51,6 +51,9 @@ EXTRAS = {
         "ipykernel",
         # configurations of the SE(3) model may be OmegaConf objects; the package itself does not import it
         "omegaconf",
+        # two ranks run in the tests
+        "mpi4py",
+        "mpich",
     ],
 }
 

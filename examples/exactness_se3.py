@@ -1,6 +1,6 @@
 """Exactness of the SE(3) moves, the whole grid: `python examples/exactness_se3.py`.
 
-A trained network, the same with every weight perturbed by 15 %, and an untrained one; one and eight candidates; paths,
+A trained network, the same with every weight perturbed by 10 %, and an untrained one; one and eight candidates; paths,
 local moves and flows. Chains start from exact draws of exp(-u) and must stay distributed like them. The control, the
 density of the present state replaced by a constant, must be seen at more than 6 sigma in as many moves.
 """

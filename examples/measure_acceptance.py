@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     add("--local", type=float, nargs="+", default=[], metavar="T", help="local moves too, at these t*: a row for each")
     add("--window", type=int, help="residues that a local move changes (default: all)")
     add("--chain", type=int, default=2000, help="iterations of the hybrid chain; 0 for none (default: %(default)s)")
+    add("--chain-candidates", type=int, default=8, help="candidates of the chain's moves (default: %(default)s)")
     add("--md-seconds", type=float, default=10.0, help="how long plain MD is timed (default: %(default)s)")
     add("--platform", help="OpenMM platform (default: the fastest one, measured)")
     add("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
@@ -53,6 +54,8 @@ def checked(options: argparse.Namespace) -> None:
             raise SettingError(f"--{name} is {getattr(options, name)}; expected {lowest} or more")
     if min(options.candidates) < 1:
         raise SettingError(f"--candidates holds {min(options.candidates)}; expected 1 or more")
+    if options.chain_candidates < 1:
+        raise SettingError(f"--chain-candidates is {options.chain_candidates}; expected 1 or more")
     if options.repeats != 0 and options.repeats < 2:
         raise SettingError(f"--repeats is {options.repeats}; expected 0, or 2 and more")
 
@@ -72,6 +75,7 @@ def rows_of(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
         n_scorings=options.scorings,
         n_repeats=options.repeats,
         chain_iterations=options.chain,
+        chain_candidates=options.chain_candidates,
         density=options.density,
         n_diffusion_steps=options.n_diffusion_steps,
         seed=options.seed,

@@ -2,7 +2,7 @@
 
 Acceptance is an expectation, not a count: at each frame many candidates are drawn, cut into disjoint groups of n, and
 the probability that a move with that group accepts is averaged over groups and over fresh scorings of the present
-state. Frames are independent draws of the target, so errors are standard errors over frames.
+state. Frames are draws of the target in the order of time, so errors come from blocks of neighbours.
 
 With the weights w = exp(-u) / q, normalised at each rho, the spread of log w over equilibrium frames has three parts:
 
@@ -80,6 +80,18 @@ def grouped_chances(trials: Trials, n: int) -> tuple[Array, NDArray[np.int64]]:
 def acceptance(trials: Trials, n: int) -> Array:
     """Expected acceptance [F] of moves with n candidates."""
     return np.asarray(grouped_chances(trials, n)[0].sum(-1).mean((1, 2)))
+
+
+def standard_error(values: Array, n_blocks: int = 20) -> float | None:
+    """Of the mean of values [F] in the order of time, from contiguous blocks; single ones where F < 2 n_blocks.
+
+    None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    blocks = np.array_split(values, n_blocks if len(values) >= 2 * n_blocks else len(values))
+    means = np.array([block.mean() for block in blocks])
+    return float(means.std(ddof=1) / math.sqrt(len(means)))
 
 
 def flux_into_r(trials: Trials, n: int, phi: int = 0) -> float:

@@ -42,8 +42,8 @@ class AcceptanceOptions:
         Scorings of each present state for the acceptance.
     n_repeats
         Scorings of each frame for the origins of the spread; 0 leaves them out.
-    chain_iterations
-        Moves of the hybrid chain; 0 for none.
+    chain_iterations, chain_candidates
+        Moves of the hybrid chain, 0 for none, and candidates of each.
     density, n_diffusion_steps
         Of SE(3) models; those of `DiffusionMove` by default.
     seed
@@ -55,6 +55,7 @@ class AcceptanceOptions:
     n_scorings: int = 8
     n_repeats: int = 32
     chain_iterations: int = 2000
+    chain_candidates: int = MOVE
     density: str | None = None
     n_diffusion_steps: int | None = None
     seed: int = 0
@@ -178,8 +179,7 @@ def _row(trials: Trials, target: Target, densities: GridDensities | None, option
     }
     for n in options.n_candidates:
         chance = numbers.acceptance(trials, n)
-        error = float(chance.std(ddof=1) / np.sqrt(n_frames)) if n_frames > 1 else None
-        values["acceptance"][n] = {"mean": float(chance.mean()), "error": error}
+        values["acceptance"][n] = {"mean": float(chance.mean()), "error": numbers.standard_error(chance)}
     if target.grid is not None and target.grid_u is not None:
         pi_r = numbers.population(target.grid_u, in_basin_r(target.grid[:, 0]))
         ceiling = 2.0 * pi_r * (1.0 - pi_r)
@@ -203,21 +203,23 @@ def _origins(
 
 def _chain(model: Model, target: Target, settings: dict[str, Any], options: AcceptanceOptions) -> dict[str, Any]:
     """A hybrid chain with the move's defaults; phi is its first torsion."""
-    move = DiffusionMove(model, target.molecule.topology, n_candidates=MOVE, seed=options.seed, **settings)
+    n = options.chain_candidates
+    move = DiffusionMove(model, target.molecule.topology, n_candidates=n, seed=options.seed, **settings)
     chain = HybridChain(target.molecule, move, target.platform, seed=options.seed)
     chain.equilibrate()
     arrays = chain.run(options.chain_iterations, progress=False).arrays()
     before, after, end = (in_basin_r(arrays[f"tau_{name}"][:, 0]) for name in ("before", "after", "end"))
-    changes, n = count_changes(before, after), len(end)
+    changes, iterations = count_changes(before, after), len(end)
     return {
-        "iterations": n,
+        "iterations": iterations,
+        "n_candidates": n,
         "acceptance": move.fraction_accepted,
         "basin_changes": changes,
         "basin_changes_per_s": changes / chain.seconds,
-        "eta": change_efficiency(changes, n, float(end.mean())),
+        "eta": change_efficiency(changes, iterations, float(end.mean())),
         "pi_R": float(end.mean()),
         **{f"ms_{name}": 1e3 * float(arrays[f"seconds_{name}"].mean()) for name in ("network", "energy", "md")},
-        "ms_iteration": 1e3 * chain.seconds / n,
+        "ms_iteration": 1e3 * chain.seconds / iterations,
     }
 
 

@@ -66,6 +66,11 @@ def _notes(row: dict[str, Any]) -> str:
     spread = row["log_w_candidates"]
     lines = [f"{row['model']}, {row['proposal']}, {row['n_frames']} frames of {row['system']}:"]
     lines.append(f"  log w over candidates at a frame: sd {spread['median_sd_at_a_frame']:.2f}, median over frames")
+    if chain := row.get("chain"):
+        lines.append(
+            f"  chain of {chain['iterations']} moves of {chain['n_candidates']} candidates: {chain['acceptance']:.1%} "
+            f"accepted, eta {chain['eta']:.2f}, {chain['ms_iteration']:.1f} ms an iteration with its dynamics"
+        )
     for key in ("origins", "origins_doubled_steps"):
         parts = row.get(key, {})
         shown = [f"{name} {parts[name]:.2f}" for name in _PARTS if parts.get(name) is not None]
@@ -102,8 +107,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     limit = rows[0].values["limit"]
     for k, n in enumerate(sizes if limit else ()):
         bars.hlines(limit[n], k - 0.45, k + 0.45, "black", "--", label="limit of the true marginal" if k == 0 else None)
-    bars.set(xticks=range(len(sizes)), xticklabels=sizes, xlabel="candidates a move", ylabel="accepted", ylim=(0, 1.25))
+    bars.set(xticks=range(len(sizes)), xticklabels=sizes, xlabel="candidates a move", ylabel="accepted", ylim=(0, 1.08))
     histogram.set(xlabel="log w of candidates, normalised at each frame", ylabel="density")
-    for axes in (bars, histogram):
-        axes.legend(frameon=False, fontsize=7, loc="upper left")
+    bars.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    histogram.legend(frameon=False, fontsize=7, loc="upper left")
     save(figure, path)

@@ -56,13 +56,13 @@ def grid() -> list[Entry]:
                 Entry(network, "local", n, 2560, 8, 6, torsions),
             ]
         entries += [
-            Entry("trained", "flow", n, 512, 18 if n == 1 else 4, 12),
-            Entry("perturbed", "flow", n, 512, 28 if n == 1 else 6, 12),
-            Entry("random", "path", n, 5120, 40 if n == 1 else 8, 4),
+            Entry("trained", "flow", n, 512, 19 if n == 1 else 4, 8),
+            Entry("perturbed", "flow", n, 512, 22 if n == 1 else 4, 8),
+            Entry("random", "path", n, 5120, 60 if n == 1 else 8, 4),
             Entry("random", "local", n, 2560, 8, 3, t_star=0.03),
             Entry("random", "flow", n, 640, 20 if n == 1 else 4, 2, width=1.0),
         ]
-    return [*entries, Entry("trained", "flow", 8, 512, 5, 12, moved)]
+    return [*entries, Entry("trained", "flow", 8, 512, 5, 8, moved)]
 
 
 def quick_grid() -> list[Entry]:
