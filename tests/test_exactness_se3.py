@@ -8,18 +8,21 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import openmm
 import pytest
 import torch
+from openmm import unit
+from openmmtools import cache, states
 
-from openmm_diffusion import models
+from openmm_diffusion import DiffusionMove, models
 from openmm_diffusion.mcmc import acceptance
 from openmm_diffusion.workflows import se3_exactness
-from openmm_diffusion.workflows.exactness import chi_squared_p, compare, von_mises
+from openmm_diffusion.workflows.exactness import ExactnessResult, FrozenTarget, chi_squared_p, compare, von_mises
 from openmm_diffusion.workflows.exactness_grid import Entry, grid, quick_grid
 from openmm_diffusion.workflows.many_chains import Drawn, choose_many, log_weights, present_log_weights, run_many
 from openmm_diffusion.workflows.sampled_target import SampledTarget
 from openmm_diffusion.workflows.se3_exactness import Row, run_grid, table
-from openmm_diffusion.workflows.systems import alanine_dipeptide
+from openmm_diffusion.workflows.systems import TEMPERATURE, alanine_dipeptide
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -206,3 +209,39 @@ def test_shipped_model_leaves_the_target_unchanged(entry: Entry) -> None:
     assert row.exact.is_informative
     assert row.exact.is_exact()
     assert not row.control.is_exact()
+
+
+def chains_of_the_move(spoiled: bool, n_chains: int = 1000, n_moves: int = 8) -> ExactnessResult:
+    """Chains of `DiffusionMove.apply` at frozen rho, with its pool, drawn in the background."""
+    molecule = se3_exactness._molecule("trained")
+    target = FrozenTarget(molecule)
+    move = DiffusionMove(
+        SHIPPED, molecule.topology, n_candidates=2, seed=3, torsions=("phi", "psi"), n_diffusion_steps=10, pool_size=64
+    )
+    if spoiled:
+        constant = float(np.median(move.proposal.draw(200, np.random.default_rng(0))[1]))
+        move.proposal.log_density = lambda tau, rng: np.full(len(tau), constant)
+    state = states.ThermodynamicState(molecule.system, TEMPERATURE)
+    contexts = cache.ContextCache(platform=openmm.Platform.getPlatformByName("Reference"))
+    ends, log_q = [], []
+    for x in target.place(target.draw(n_chains, np.random.default_rng(5))):
+        sampler_state = states.SamplerState(x * unit.nanometer)
+        for _ in range(n_moves):
+            move.apply(state, sampler_state, contexts)
+            log_q.append(move.last.log_q_candidate)
+        ends.append(target.torsions.get(sampler_state.positions.value_in_unit(unit.nanometer)))
+    assert move.n_proposed == n_chains * n_moves
+    sd = float(np.std([value for value in log_q if value is not None]))
+    return compare(target, np.array(ends), move.n_proposed, move.n_accepted, move.n_invalid, sd)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_move_itself_leaves_the_target_unchanged() -> None:
+    """Through `DiffusionMove`, openmmtools' Contexts and a pool that another thread fills: exact; the control is not."""
+    result = chains_of_the_move(spoiled=False)
+    print(f"\n{result}")
+    assert result.is_informative and result.is_exact()
+    control = chains_of_the_move(spoiled=True)
+    print(f"without log q of the present state {control.sigma:.1f} sigma")
+    assert control.sigma > 6

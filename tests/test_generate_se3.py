@@ -294,6 +294,18 @@ class TestReference:
             np.testing.assert_array_equal(found.held_out, array[rows])
             assert found.lengths == [40]
 
+    def test_caps_have_no_oxygen(self, tmp_path: Path, model: Path, data: PreparedSE3) -> None:
+        """MD with caps is read, their missing O at their C; the same file is refused where the residue is none."""
+        array = np.load(next(iter(data.files)))
+        array[:, 0, 3] = 0.0
+        np.save(tmp_path / "villin_R1.npy", array)
+        settings = settings_for(tmp_path, model, data_dir=tmp_path)
+        found = read_reference(settings, "X" + SEQUENCE[1:])
+        np.testing.assert_array_equal(found.md[:, 0, 3], found.md[:, 0, 2])
+        np.testing.assert_array_equal(found.md[:, 1:], array[:, 1:, :4])
+        with pytest.raises(TrajectoryError, match="no O in residue 1"):
+            read_reference(settings, SEQUENCE)
+
     def test_another_protein_of_the_same_length_is_refused(
         self, tmp_path: Path, model: Path, data: PreparedSE3
     ) -> None:

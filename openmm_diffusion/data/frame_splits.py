@@ -220,13 +220,13 @@ def _frame(cell: str | None, name: str, column: str, path: Path) -> int | None:
         value = float(cell)
         if math.isnan(value):  # pandas writes an empty cell as nan
             return None
-        if value < 0 or math.isinf(value):
+        if value < 0 or not value.is_integer():
             raise ValueError
     except ValueError as error:
         raise TrajectoryError(
-            f"{path}: {column} of {name} is {cell!r}; expected a number of frames >= 0, or nothing"
+            f"{path}: {column} of {name} is {cell!r}; expected a whole number of frames >= 0, or nothing"
         ) from error
-    return round(value)
+    return int(value)
 
 
 def _divide(border: int, interval: int) -> int:

@@ -69,9 +69,24 @@ def read_structure(path: Path, name: str) -> Any:
     structure = (app.PDBFile if name == "PDB" else app.PDBxFile)(str(path))
     if not structure.topology.getNumAtoms():
         raise ValueError("it holds no atoms")
+    if name == "PDB":
+        _check_unlike_atoms(path, structure.topology.getNumAtoms())
     if name == "mmCIF":  # PDBFile looks for disulfides by distance, PDBxFile only at the file's own records
         structure.topology.createDisulfideBonds(structure.positions)
     return structure
+
+
+def _check_unlike_atoms(path: Path, n_atoms: int) -> None:
+    """Raise ValueError where OpenMM left out records: those of an atom that its residue has already."""
+    n_records = 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("ENDMDL"):
+                break
+            # Alternate locations are left out with good reason.
+            n_records += line.startswith(("ATOM  ", "HETATM")) and line[16:17] in ("", " ")
+    if n_records > n_atoms:
+        raise ValueError(f"{n_records - n_atoms} atoms have a name that another atom of their residue has")
 
 
 def read_coordinates(path: Path, name: str) -> Any:

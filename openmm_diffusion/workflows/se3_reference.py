@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..data.frame_splits import FrameSplit, read_frame_splits, read_sequences
 from ..data.md_arrays import check_frames, find_array, list_arrays, open_array, sequence_name, strip_suffix
 from ..errors import InputFileError, TrajectoryError
+from ..geometry.residue_constants import UNKNOWN_LETTER
 from .generate_se3_settings import GenerateSE3Settings
 
 Array = NDArray[np.float64]
@@ -59,7 +60,8 @@ def read_reference(settings: GenerateSE3Settings, sequence: str) -> Reference:
             f"no trajectory in {folder} has {len(sequence)} residues and, by atlas.csv, the model's sequence "
             f"{sequence}; give --data-dir of the protein"
         )
-    return _read(settings, found)
+    # Caps carry no letter of an amino acid.
+    return _read(settings, found, np.array([letter == UNKNOWN_LETTER for letter in sequence]))
 
 
 def _another(path: Path, known: str | None, sequence: str) -> str | None:
@@ -72,16 +74,16 @@ def _another(path: Path, known: str | None, sequence: str) -> str | None:
     return None
 
 
-def _read(settings: GenerateSE3Settings, found: Mapping[str, Path]) -> Reference:
+def _read(settings: GenerateSE3Settings, found: Mapping[str, Path], caps: NDArray[np.bool_]) -> Reference:
     splits = _splits(settings)
     whole, held_out = [], []
     for name, path in found.items():
         array = open_array(path)
         split = splits.get(name, FrameSplit(name))
-        whole.append(_backbones(array, (0, len(array)), path, len(found)))
+        whole.append(_backbones(array, (0, len(array)), path, len(found), caps))
         for mode in _modes(settings) if name in splits else ("all",):
             bounds = split.bounds(mode, len(array), settings.frame_interval)
-            held_out.append(_backbones(array, bounds, path, len(found)))
+            held_out.append(_backbones(array, bounds, path, len(found), caps))
     return Reference(np.concatenate(whole), np.concatenate(held_out), [len(x) for x in whole])
 
 
@@ -98,10 +100,15 @@ def _splits(settings: GenerateSE3Settings) -> dict[str, FrameSplit]:
     return {strip_suffix(row.name, settings.suffix): row for row in rows} if apart else {}
 
 
-def _backbones(array: NDArray[np.floating], bounds: tuple[int, int], path: Path, n_files: int) -> Array:
+def _backbones(
+    array: NDArray[np.floating], bounds: tuple[int, int], path: Path, n_files: int, caps: NDArray[np.bool_]
+) -> Array:
     first, stop = bounds
     n = min(stop - first, max(2, MAX_FRAMES // n_files))
     frames = np.linspace(first, stop - 1, n).round().astype(np.int64)
     taken = np.asarray(array[frames])
-    check_frames(taken, path, frames)
-    return taken[:, :, :4].astype(np.float64)
+    check_frames(taken, path, frames, caps)
+    backbone = taken[:, :, :4].astype(np.float64)
+    # A cap has no O; at the origin it would clash with whatever is there.
+    backbone[:, caps, 3] = backbone[:, caps, 2]
+    return backbone

@@ -50,7 +50,8 @@ class Settings(BaseModel):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises InputFileError where there is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputFileError(f"cannot read the configuration {path}: {error}; check the path") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -58,6 +59,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"{path} is not valid YAML ({first_line}); expected lines of 'key: value'") from error
     if not isinstance(values, dict):
         raise SettingError(f"{path} holds {type(values).__name__}; expected lines of 'key: value'")
+    keys = [key.value for key, _ in yaml.compose(text, yaml.SafeLoader).value]
+    if len(keys) > len(values):  # YAML takes the last one and says nothing
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise SettingError(f"{path} has {twice!r} twice; expected each key once, delete one of the lines")
     return values
 
 
