@@ -1,7 +1,7 @@
 """The terms of the stiff links in the acceptance of `BackboneProposal` and `LocalProposal` themselves.
 
-In a molecule they are nearly invisible, so the network's frames are replaced by those of `two_frames`, whose stiff links
-follow the torsion: chains from exact draws then drift by many sigma where one of the terms is left out.
+In a molecule they are nearly invisible, so the frames of the network are replaced by those of `two_frames`, where the
+stiff links follow the torsion: chains from exact draws then drift by many sigma where one of the terms is left out.
 """
 
 from collections.abc import Callable

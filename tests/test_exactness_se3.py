@@ -6,6 +6,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import openmm
@@ -215,9 +216,8 @@ def chains_of_the_move(spoiled: bool, n_chains: int = 1000, n_moves: int = 8) ->
     """Chains of `DiffusionMove.apply` at frozen rho, with its pool, drawn in the background."""
     molecule = se3_exactness._molecule("trained")
     target = FrozenTarget(molecule)
-    move = DiffusionMove(
-        SHIPPED, molecule.topology, n_candidates=2, seed=3, torsions=("phi", "psi"), n_diffusion_steps=10, pool_size=64
-    )
+    options: dict[str, Any] = {"torsions": ("phi", "psi"), "n_diffusion_steps": 10, "pool_size": 64}
+    move = DiffusionMove(SHIPPED, molecule.topology, n_candidates=2, seed=3, **options)
     if spoiled:
         constant = float(np.median(move.proposal.draw(200, np.random.default_rng(0))[1]))
         move.proposal.log_density = lambda tau, rng: np.full(len(tau), constant)

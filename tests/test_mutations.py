@@ -21,7 +21,24 @@ from openmm_diffusion.workflows.sample_settings import SampleSettings
 from openmm_diffusion.workflows.systems import alanine_dipeptide
 
 SECONDS = 20  # for one file, on a busy machine
-ODD = ("nan", "inf", "-1", "1e999", "", "999999999999999999999", "0", "1.5", "null", "[]", "{}", "'", '"', "\t", "é", "~")
+ODD = (
+    "nan",
+    "inf",
+    "-1",
+    "1e999",
+    "",
+    "999999999999999999999",
+    "0",
+    "1.5",
+    "null",
+    "[]",
+    "{}",
+    "'",
+    '"',
+    "\t",
+    "é",
+    "~",
+)
 
 CONFIG = """\
 # a chain of alanine dipeptide

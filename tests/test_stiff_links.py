@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from two_frames import TwoFrames
 
 from openmm_diffusion.diffusion.stiff_links import StiffLinks, link_labels, soft_by_nature
 from openmm_diffusion.errors import MoleculeError, SettingError
 from openmm_diffusion.geometry import rotations
-from openmm_diffusion.geometry.links import LINK, log_volume
+from openmm_diffusion.geometry.links import LINK
 from openmm_diffusion.geometry.rigid import Rigid
-
-from two_frames import TwoFrames
 
 NAMES = ("ACE", "GLY", "PRO", "ALA", "NH2")
 PSI, THETA1, R, OMEGA, THETA2, PHI = range(6)
