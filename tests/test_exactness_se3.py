@@ -238,7 +238,7 @@ def chains_of_the_move(spoiled: bool, n_chains: int = 1000, n_moves: int = 8) ->
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_move_itself_leaves_the_target_unchanged() -> None:
-    """Through `DiffusionMove`, openmmtools' Contexts and a pool that another thread fills: exact; the control is not."""
+    """Through `DiffusionMove`, openmmtools' Contexts and a pool filled by another thread: exact; the control is not."""
     result = chains_of_the_move(spoiled=False)
     print(f"\n{result}")
     assert result.is_informative and result.is_exact()
