@@ -445,13 +445,13 @@ def test_the_example_runs_from_its_command(tmp_path: Path) -> None:
     path = save(model, tmp_path / "model")
     command = [sys.executable, str(ROOT / "examples" / "peptides.py"), "--sequence", "ACE-ALA-NME", "--quiet"]
     command += ["--model", str(path), "--output", str(tmp_path / "out"), "--platform", REFERENCE]
-    command += ["--tempering-iterations", "100", "--minutes", "0.1", "--md-minutes", "0.05", "--tempering-seconds", "2"]
+    command += ["--tempering-iterations", "400", "--minutes", "0.1", "--md-minutes", "0.05", "--tempering-seconds", "2"]
     command += ["--n-candidates", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
-    # Ladders as short as this may never see R, and then there is nothing to start plain dynamics from.
-    if done.returncode and "core of R" in done.stderr:
-        pytest.skip("the ladders of this run never saw R")
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        # Ladders as short as this may never see R, and then there is nothing to start plain dynamics from.
+        assert "core of R" in done.stderr and "Traceback" not in done.stderr
+        return
     assert "Effective draws a second" in done.stdout
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["tempering"]["steps_per_s"] > 0.0
     assert (tmp_path / "out-tempering" / "simulation.json").is_file()
