@@ -5,8 +5,13 @@
 
 Every attempt starts from an equilibrated state, in explicit solvent one of the basin that MD is in, and is scored but
 never taken. With alpha its acceptance probability, acceptance is the mean of alpha, and the rate of basin changes the
-mean of alpha times whether the attempt ended in the other basin (0 < phi < 2.2 rad or not). Writes attempts.jsonl,
-which --resume goes on with, summary.json and ncmc.png. Rows that are extrapolated, not measured, say so.
+mean of alpha times whether the attempt ended in the other basin (0 < phi < 2.2 rad or not). Where that sums to less
+than one change in all attempts, the cost of a change is a lower bound, three changes in the time spent. Writes
+attempts.jsonl, which --resume goes on with, summary.json and ncmc.png. Rows that are extrapolated, not measured, say
+so. A killed run loses the attempt that it was at; --resume --minutes 0 makes table and figure of what there is.
+
+Explicit solvent is openmmtools' AlanineDipeptideExplicit (amber96 in TIP3P); the model was trained on amber99sbildn
+with OBC implicit solvent, which is also the implicit solvent here.
 """
 
 import argparse
@@ -94,7 +99,8 @@ class Bench:
                 self.sampler_state.positions = stored["x"] * unit.nanometer
                 self.sampler_state.velocities = stored["v"] * unit.nanometer / unit.picosecond
             return
-        integrator = openmm.LangevinMiddleIntegrator(300, 1.0, 0.002)
+        # Strong coupling, for minimisation has cooled the water.
+        integrator = openmm.LangevinMiddleIntegrator(300, 10.0, 0.002)
         context = openmm.Context(self.state.system, integrator, self.contexts.platform)
         self.sampler_state.apply_to_context(context)
         openmm.LocalEnergyMinimizer.minimize(context, maxIterations=100)
@@ -113,7 +119,7 @@ class Bench:
 
     def attempt(self, n: int, rng: np.random.Generator) -> dict[str, Any]:
         """One move of n rotations from the present state, scored and not taken."""
-        from openmm_diffusion.mcmc.ncmc import ncmc_step
+        from openmm_diffusion.mcmc import ncmc_step
         from openmm_diffusion.mcmc.propagators import INTEGRATORS, DynamicsPropagator
 
         timestep = self.options.timestep_fs * unit.femtosecond
@@ -142,16 +148,15 @@ class Bench:
 
 
 def measure(bench: Bench, rows: list[dict[str, Any]], wanted: int, deadline: float, file: Path) -> None:
-    """Attempts of every n in turn until all have `wanted` or the time is over; costly ones only while they fit."""
+    """Attempts of every n in turn until all have `wanted` or time is over; costly ones leave time for the others."""
     options = bench.options
-    done = {n: [row for row in rows if row["solvent"] == bench.solvent and row["n"] == n] for n in options.n}
-    bench.equilibrate(500)
+    done = {n: [row for row in rows if row["solvent"] == bench.solvent and row["n"] == n] for n in sorted(options.n)}
+    bench.equilibrate(1000)
     total, start = wanted * len(options.n), sum(min(len(own), wanted) for own in done.values())
     with tqdm(total=total, initial=start, desc=bench.solvent, disable=options.quiet) as bar, file.open("a") as stream:
         while time.monotonic() < deadline:
-            todo = [n for n, own in done.items() if len(own) < wanted]
-            cost = {n: float(np.mean([row["seconds"] for row in done[n][-5:]])) if done[n] else 0.0 for n in todo}
-            todo = [n for n in todo if time.monotonic() + cost[n] < deadline]
+            cost = {n: float(np.mean([row["seconds"] for row in own[-5:]])) if own else 0.0 for n, own in done.items()}
+            todo = affordable(done, cost, wanted, deadline - time.monotonic())
             if not todo:
                 return
             bench.advance()
@@ -166,6 +171,16 @@ def measure(bench: Bench, rows: list[dict[str, Any]], wanted: int, deadline: flo
                 stream.flush()
                 bar.update()
                 bar.set_postfix(n=n, log_ratio=row["log_ratio"], seconds=round(row["seconds"], 2))
+
+
+def affordable(done: dict[int, list[Any]], cost: dict[int, float], wanted: int, seconds: float) -> list[int]:
+    """The n that lack attempts and whose next one fits beside all that cheaper ones still lack."""
+    todo = []
+    for n, own in done.items():
+        if len(own) < wanted and cost[n] < seconds:
+            todo.append(n)
+        seconds -= cost[n] * max(0, wanted - len(own))
+    return todo
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -201,8 +216,8 @@ def summarise(rows: list[dict[str, Any]], extrapolate: int) -> list[dict[str, An
             alpha = np.exp(np.minimum(0.0, ratio))
             ends = [row["torsions_end"] or row["torsions_start"] for row in own]
             changed = in_basin_r([tau[0] for tau in ends]) != in_basin_r([row["torsions_start"][0] for row in own])
-            rate, seconds = float((alpha * changed).mean()), float(np.mean([row["seconds"] for row in own]))
-            works = [row["work"] for row in own if row["work"] is not None]
+            n_changes, seconds = float((alpha * changed).sum()), float(np.mean([row["seconds"] for row in own]))
+            works = [math.inf if row["work"] is None else row["work"] for row in own]
             shadow = [row["shadow_work"] for row in own if row["shadow_work"] is not None]
             passed = [row["propagator_acceptance"] for row in own if row["propagator_acceptance"] is not None]
             lines.append(
@@ -213,14 +228,16 @@ def summarise(rows: list[dict[str, Any]], extrapolate: int) -> list[dict[str, An
                     "attempts": len(own),
                     "acceptance": float(alpha.mean()),
                     "acceptance_error": float(alpha.std() / math.sqrt(len(own))),
-                    "median_work_kT": float(np.median(works)) if works else None,
+                    "median_work_kT": finite(float(np.median(works))),
                     "median_minus_log_ratio": finite(-float(np.median(ratio))),
                     "sd_shadow_work_kT": float(np.std(shadow)) if shadow else None,
                     "mean_shadow_work_kT": float(np.mean(shadow)) if shadow else None,
                     "propagator_acceptance": float(np.mean(passed)) if passed else None,
                     "changed": int(changed.sum()),
                     "seconds_an_attempt": seconds,
-                    "seconds_a_basin_change": finite(seconds / rate if rate else math.inf),
+                    "expected_changes": n_changes,
+                    "seconds_a_basin_change": seconds * len(own) / (n_changes if n_changes >= 1 else 3),
+                    "is_lower_bound": n_changes < 1,
                 }
             )
         table += [*lines, *extrapolated(lines, extrapolate)]
@@ -232,17 +249,21 @@ def finite(value: float) -> float | None:
 
 
 def extrapolated(lines: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """A line for n rotations from the two largest n measured; none where they say nothing.
+    """A line for n rotations from the two largest n with 20 attempts; none where they say nothing.
 
-    -log ratio falls as a power of n; where it is normal with mean mu, E[ratio] = 1 makes its variance 2 mu and the
-    acceptance erfc(sqrt(mu) / 2) (Crooks' relation).
+    -log ratio is taken to fall as a power of n; where it is normal with mean mu, E[ratio] = 1 makes its variance 2 mu
+    and the acceptance erfc(sqrt(mu) / 2) (Crooks' relation).
     """
-    known = [line for line in lines if (line["median_minus_log_ratio"] or 0) > 0 and line["n"] > 1]
+    known = [
+        line for line in lines if (line["median_minus_log_ratio"] or 0) > 0 and line["n"] > 1 and line["attempts"] >= 20
+    ]
     if len(known) < 2 or n <= lines[-1]["n"]:
         return []
     (n_1, mu_1), (n_2, mu_2) = ((line["n"], line["median_minus_log_ratio"]) for line in known[-2:])
     power = math.log(mu_2 / mu_1) / math.log(n_2 / n_1)
     mu = mu_2 * (n / n_2) ** power
+    if mu_2 >= mu_1:
+        return []
     line = dict.fromkeys(lines[-1]) | {"solvent": lines[-1]["solvent"], "n": n, "extrapolated": True, "attempts": 0}
     return [
         line
@@ -260,16 +281,17 @@ def table_text(table: list[dict[str, Any]]) -> str:
     for row in table:
         show = {key: "-" if value is None else f"{value:.4g}" for key, value in row.items() if key != "solvent"}
         error = "" if row["extrapolated"] else f" +- {row['acceptance_error']:.1g}"
+        at_least = "> " if row["is_lower_bound"] else ""
         lines.append(
             f"{row['solvent']:<10} {row['n']:<6} {show['attempts']:<9} {show['acceptance'] + error:<18} "
             f"{show['median_work_kT']:<10} {show['sd_shadow_work_kT']:<10} {show['seconds_an_attempt']:<10} "
-            f"{show['seconds_a_basin_change']}{'  (EXTRAPOLATED)' if row['extrapolated'] else ''}"
+            f"{at_least}{show['seconds_a_basin_change']}{'  (EXTRAPOLATED)' if row['extrapolated'] else ''}"
         )
     return "\n".join(lines)
 
 
 def draw(rows: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) -> None:
-    """Work distributions in explicit solvent, acceptance and cost of a basin change against n."""
+    """Work distributions (in explicit solvent where there is any), acceptance and cost of a basin change against n."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -278,16 +300,18 @@ def draw(rows: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) ->
     figure = Figure(figsize=(13.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     works, accepted, cost = figure.subplots(1, 3)
+    shown = min(row["solvent"] for row in rows)
     for n in sorted({row["n"] for row in rows}):
-        own = [r["work"] for r in rows if r["n"] == n and r["solvent"] == "explicit" and r["work"] is not None]
-        if own:
-            works.plot(np.sort(own), (np.arange(len(own)) + 0.5) / len(own), marker=".", label=f"n = {n}")
+        own = [r["work"] for r in rows if r["n"] == n and r["solvent"] == shown]
+        told = np.sort([work for work in own if work is not None])
+        if len(told):  # those that met a NaN or an infinite energy count as above all others
+            works.plot(told, (np.arange(len(told)) + 0.5) / len(own), marker=".", label=f"n = {n}")
     works.set(xscale="symlog", xlabel="work W of the rotations (kT)", ylabel="share of attempts below")
-    works.set_title("explicit solvent")
+    works.set_title(f"solvent: {shown}")
     for solvent in sorted({line["solvent"] for line in table}):
         own = [line for line in table if line["solvent"] == solvent]
         told = [line for line in own if not line["extrapolated"]]
-        accepted.errorbar(
+        points = accepted.errorbar(
             [line["n"] for line in told],
             [max(line["acceptance"], 1e-12) for line in told],
             [line["acceptance_error"] for line in told],
@@ -295,25 +319,18 @@ def draw(rows: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) ->
             capsize=3,
             label=solvent,
         )
+        colour = points[0].get_color()
         rest = [line for line in own if line["extrapolated"]]
         accepted.plot(
-            [line["n"] for line in rest],
-            [line["acceptance"] for line in rest],
-            "o",
-            mfc="none",
-            label="_",
-            color="grey",
+            [line["n"] for line in rest], [line["acceptance"] for line in rest], "o", mfc="none", color=colour
         )
-        priced = [line for line in told if line["seconds_a_basin_change"] is not None]
-        if priced:
-            cost.plot([x["n"] for x in priced], [x["seconds_a_basin_change"] for x in priced], "o-", label=solvent)
+        cost.plot([x["n"] for x in told], [x["seconds_a_basin_change"] for x in told], "-", color=colour, label=solvent)
+        for line in told:
+            cost.plot(line["n"], line["seconds_a_basin_change"], "^" if line["is_lower_bound"] else "o", color=colour)
     accepted.set(xscale="log", yscale="log", ylim=(1e-12, 2), xlabel="rotations n", ylabel="acceptance")
     accepted.set_title("open circles: extrapolated")
-    cost.set(xlabel="rotations n", ylabel="seconds a basin change")
-    if any(line["seconds_a_basin_change"] is not None for line in table):
-        cost.set(xscale="log", yscale="log")
-    else:
-        cost.set_title("no basin change seen")
+    cost.set(xscale="log", yscale="log", xlabel="rotations n", ylabel="seconds a basin change")
+    cost.set_title("triangles: lower bounds")
     for ax in (works, accepted, cost):
         if ax.get_legend_handles_labels()[0]:
             ax.legend()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import models, molecule
-    from .mcmc import DiffusionKernel, DiffusionMove, ProposalMove, StepRecord
+    from .mcmc import DiffusionKernel, DiffusionMove, NCMCDiffusionMove, ProposalMove, StepRecord
     from .proposals import BackboneProposal, Candidates, LocalProposal, Proposal, TorsionProposal
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "DiffusionKernel",
     "DiffusionMove",
     "LocalProposal",
+    "NCMCDiffusionMove",
     "Proposal",
     "ProposalMove",
     "StepRecord",
@@ -28,6 +29,7 @@ __all__ = [
 _HOMES = {
     "DiffusionKernel": "mcmc",
     "DiffusionMove": "mcmc",
+    "NCMCDiffusionMove": "mcmc",
     "ProposalMove": "mcmc",
     "StepRecord": "mcmc",
     "BackboneProposal": "proposals",

@@ -253,7 +253,7 @@ def test_copies_never_repeat_a_candidate(alanine: Any, thermodynamic_state: Any,
 def test_streams_differ_by_rank_copy_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal seeds on two ranks, for two copies, or at two counts give different numbers; unseeded ones always."""
     drawn = [streams.new_stream(123456, n).random() for n in (0, 0, 5)]
-    monkeypatch.setattr(streams, "_rank", lambda: 1)
+    monkeypatch.setattr(streams, "rank", lambda: 1)
     monkeypatch.setattr(streams, "_copies", copy.deepcopy(streams._copies))
     streams._copies.pop(123456)
     drawn += [streams.new_stream(123456, n).random() for n in (0, 0, 5)]

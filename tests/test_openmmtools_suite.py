@@ -4,73 +4,24 @@ The upstream tests compare the free energies of harmonic oscillators, by MBAR ov
 the analytic ones at 6 standard errors, and know nothing of this package.
 """
 
-import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Self
-
-import numpy as np
 import openmm
 import pytest
 from openmm import unit
 from openmmtools import cache, mcmc, testsystems
 from openmmtools.tests import test_mcmc, test_sampling
+from upstream_moves import GaussianProposal, restored_globals
 
 from openmm_diffusion.mcmc.move import ProposalMove
-from openmm_diffusion.proposals.base import Candidates
+
+__all__ = ["restored_globals"]  # a fixture
 
 MULTISTATE = test_sampling.TestHarmonicOscillatorsMultiStateSampler
 REPLICA_EXCHANGE = test_sampling.TestHarmonicOscillatorsReplicaExchangeSampler
 SAMS = test_sampling.TestHarmonicOscillatorsSAMSSampler
 N_ITERATIONS = 300
 
-
-@dataclass(frozen=True)
-class GaussianProposal:
-    """x' = memory x + shift + width * noise; memory 0 is an independence sampler. Lengths in nm.
-
-    Its own stationary distribution is none of the oscillators', so that a ratio without log q samples another one.
-    """
-
-    memory: float
-    shift: float
-    width: float
-    with_density: bool = True
-
-    def propose(self, positions: np.ndarray, n: int, rng: np.random.Generator) -> Candidates:
-        mean = self.memory * positions + self.shift
-        candidates = mean + self.width * rng.standard_normal((n, *positions.shape))
-        log_q = self._log_density(candidates, mean)
-        log_q_present = self._log_density(positions, self.memory * candidates + self.shift)
-        if not self.with_density:
-            log_q, log_q_present = np.zeros(n), np.zeros(n)
-        return Candidates(candidates, log_q, log_q_present, np.zeros(n, dtype=bool))
-
-    def _log_density(self, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        scaled = (x - mean) / self.width
-        return -0.5 * (scaled**2).sum((-2, -1)) - scaled[0].size * np.log(self.width * np.sqrt(2 * np.pi))
-
-    def to_state(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        return cls(**state)
-
-
 INDEPENDENT = {"memory": 0.0, "shift": 0.05, "width": 0.2}
 DRIFTING = {"memory": 0.5, "shift": 0.04, "width": 0.14}
-
-
-@pytest.fixture(autouse=True)
-def _restored_globals() -> Iterator[None]:
-    """Fixed global random numbers (openmmtools mixes replicas with them); the upstream tests leave settings behind."""
-    root_level, print_options, random_state = logging.root.level, np.get_printoptions(), np.random.get_state()  # noqa: NPY002
-    np.random.seed(20261121)  # noqa: NPY002
-    yield
-    np.random.set_state(random_state)  # noqa: NPY002
-    np.set_printoptions(**print_options)
-    logging.root.setLevel(root_level)
 
 
 def run_upstream(suite: type, monkeypatch: pytest.MonkeyPatch, move: ProposalMove, n_iterations: int) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import logging
 import numbers
+import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +23,15 @@ from ..models import Model, store
 from ..molecule import check_system, check_unbroken
 from ..molecule.quantities import in_nanometers
 from ..proposals import BackboneProposal, LocalProposal, Proposal, TorsionProposal
+from .counters import Counted
 from .kernel import StepRecord, metropolis_step
-from .streams import new_stream
+from .streams import new_stream, process_key
 
 logger = logging.getLogger(__name__)
 _STATE_VERSION = 1
-_COUNTERS = ("n_proposed", "n_accepted", "n_invalid")
 
 
-class ProposalMove(mcmc.MCMCMove):
+class ProposalMove(Counted, mcmc.MCMCMove):
     """A Metropolis-Hastings move with any proposal, on any system.
 
     On acceptance velocities are drawn afresh from their Maxwell-Boltzmann distribution at the new positions, which
@@ -54,6 +55,14 @@ class ProposalMove(mcmc.MCMCMove):
         Candidates without a finite energy or a density.
     last
         The `StepRecord` of the last move, None before the first.
+
+    Notes
+    -----
+    A multistate sampler has one copy of the move for each thermodynamic state, on every MPI rank. After each iteration
+    the counters of a copy are those of its state summed over all replicas and ranks, for any number of replicas a state
+    (`statistics["by_rank"]` has the share of each rank); within an iteration a rank knows its own alone. Iterations of
+    `equilibrate` count too, unless it is given moves of its own. After a restart counters include the iterations since
+    the last checkpoint, which are run again. `last` belongs to the rank that made the move.
     """
 
     def __init__(self, proposal: Proposal, n_candidates: int = 1, seed: int | None = None, **kwargs: Any) -> None:
@@ -64,12 +73,13 @@ class ProposalMove(mcmc.MCMCMove):
             raise SettingError(f"seed is {seed!r}; expected None or a whole number of at least 0")
         self.n_candidates = int(n_candidates)
         self.seed = None if seed is None else int(seed)
-        self.n_proposed = self.n_accepted = self.n_invalid = 0
+        self._origin = process_key()  # kept by copies and in storage
         self._set_proposal(proposal)
 
     def _set_proposal(self, proposal: Proposal | None, pending: dict[str, Any] | None = None) -> None:
         self._proposal, self._pending = proposal, pending
         self._rng: np.random.Generator | None = None
+        self._rng_process = 0  # that the generator belongs to
         # Contexts whose System has been checked, and how many particles it has.
         self._checked: weakref.WeakKeyDictionary[openmm.Context, int] = weakref.WeakKeyDictionary()
         self.last: StepRecord | None = None
@@ -80,21 +90,6 @@ class ProposalMove(mcmc.MCMCMove):
         if self._proposal is None:
             self._proposal = _restore(self._pending or {})
         return self._proposal
-
-    @property
-    def fraction_accepted(self) -> float:
-        """Accepted moves over moves tried; NaN before the first."""
-        return self.n_accepted / self.n_proposed if self.n_proposed else float("nan")
-
-    @property
-    def statistics(self) -> dict[str, int]:
-        """The counters `n_proposed`, `n_accepted`, `n_invalid`; settable."""
-        return {name: getattr(self, name) for name in _COUNTERS}
-
-    @statistics.setter
-    def statistics(self, value: dict[str, Any]) -> None:
-        for name in _COUNTERS:
-            setattr(self, name, int(value.get(name, 0)))
 
     def apply(self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None) -> None:
         """Propose, and accept or reject, in place.
@@ -109,11 +104,10 @@ class ProposalMove(mcmc.MCMCMove):
         contexts = self._get_context_cache(context_cache)
         context, _ = contexts.get_context(thermodynamic_state)
         positions = self._present(sampler_state, context)
-        sampler_state.apply_to_context(context, ignore_velocities=True)
-        if self._rng is None:
-            self._rng = new_stream(self.seed, self.n_proposed)
+        _enter(context, thermodynamic_state, sampler_state)
+        rng = self._stream()
         beta = 1.0 / thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole)
-        record, _ = metropolis_step(context, self.proposal, positions, beta, self.n_candidates, self._rng)
+        record, _ = metropolis_step(context, self.proposal, positions, beta, self.n_candidates, rng)
         if thermodynamic_state.pressure is not None:
             record = _with_pressure(record, thermodynamic_state, context, beta)
         self.n_proposed += 1
@@ -121,9 +115,18 @@ class ProposalMove(mcmc.MCMCMove):
         self.last = record
         if record.accepted:
             self.n_accepted += 1
-            context.setVelocitiesToTemperature(thermodynamic_state.temperature, int(self._rng.integers(1, 2**31 - 1)))
+            context.setVelocitiesToTemperature(thermodynamic_state.temperature, int(rng.integers(1, 2**31 - 1)))
             # Ours now, not those that another replica left in the shared Context.
             sampler_state.update_from_context(context)
+
+    def _stream(self) -> np.random.Generator:
+        """The random generator of this move, made at its first draw."""
+        if self._rng is not None and self._rng_process != process_key():
+            self.import_stream({"generator": None}, {})  # after a fork: generator and pool are the parent's
+        if self._rng is None:
+            self._rng = new_stream(self.seed, self.n_proposed, self._origin)
+            self._rng_process = process_key()
+        return self._rng
 
     def export_stream(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The random generator's state (plain values) and the pool (arrays), for a checkpoint that goes on bit for bit.
@@ -140,6 +143,7 @@ class ProposalMove(mcmc.MCMCMove):
         if stream["generator"] is not None:
             self._rng = np.random.default_rng()
             self._rng.bit_generator.state = stream["generator"]
+            self._rng_process = process_key()
         if hasattr(self.proposal, "import_pool"):
             self.proposal.import_pool(pool)
 
@@ -162,7 +166,8 @@ class ProposalMove(mcmc.MCMCMove):
             "version": _STATE_VERSION,
             "n_candidates": self.n_candidates,
             "seed": self.seed,
-            "proposal": self._pending if self._proposal is None else _describe(self._proposal),
+            "origin": self._origin,
+            "proposal": _canonical(self._pending if self._proposal is None else _describe(self._proposal)),
             **self.statistics,
         }
 
@@ -174,6 +179,7 @@ class ProposalMove(mcmc.MCMCMove):
         self.seed = state.get("seed")
         self.statistics = state
         self._set_proposal(None, dict(state.get("proposal") or {}))
+        self._origin = int(state.get("origin", 0))
 
 
 class DiffusionMove(ProposalMove):
@@ -258,6 +264,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def _enter(context: openmm.Context, thermodynamic_state: Any, sampler_state: Any) -> None:
+    """Put positions and box into a Context. Its own box and velocities are those of whatever used it last."""
+    if sampler_state.box_vectors is None and thermodynamic_state.is_periodic:
+        context.setPeriodicBoxVectors(*thermodynamic_state.default_box_vectors)
+    sampler_state.apply_to_context(context, ignore_velocities=True)
+
+
 def _with_pressure(record: StepRecord, state: Any, context: openmm.Context, beta: float) -> StepRecord:
     """Add what the reduced potential has besides the energy (p V, surface tension): the same on both sides."""
     energy = beta * context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
@@ -276,6 +289,19 @@ def _describe(proposal: Any) -> dict[str, Any]:
         return {"class": name, "state": proposal.to_state()}
     _in_memory[id(proposal)] = proposal
     return {"class": name, "identity": id(proposal)}
+
+
+def _canonical(value: Any) -> Any:
+    """A copy with sorted keys, in which equal strings are one object: equal states are pickled to the same bytes.
+
+    Hosts compare moves by their pickles, which keep the order of keys and tell one string used twice from two equal
+    ones; storage keeps neither.
+    """
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return type(value)(_canonical(item) for item in value)
+    return sys.intern(value) if type(value) is str else value
 
 
 def _restore(description: dict[str, Any]) -> Any:

@@ -198,8 +198,8 @@ class MetropolizedIntegrator(_MeasuredIntegrator):
         self.addComputeSum("kinetic_end", _KINETIC_ENERGY)
         self.addComputeGlobal("potential_end", "energy")
         self.addComputeGlobal("change", "potential_end - potential + kinetic_end - kinetic_start")
-        # step(NaN) is 1, so that a NaN is not passed.
-        self.addComputeGlobal("passed", "1 - step(uniform - exp(-change / kT))")
+        # step(NaN) is 0, so that a NaN is not passed.
+        self.addComputeGlobal("passed", "step(exp(-change / kT) - uniform)")
         self.addComputeGlobal("n_passed", "n_passed + passed")
         self.beginIfBlock("passed = 1")
         self.addComputeGlobal("potential", "potential_end")

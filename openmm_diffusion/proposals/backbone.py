@@ -16,8 +16,8 @@ from ..sampling.generators import torch_generator
 from ..units import wrap
 from .base import Candidates
 from .chain_density import ChainDensity, DensityName, chain_from_state, chain_to_state, check_chains
+from .devices import choose_device
 from .pool import CandidatePool, DrawnBatch
-from .torsion import choose_device
 
 DEFAULTS: dict[str, Any] = {"width": 0.15, "max_t": 0.4, "soft": ["phi", "psi"], "n_steps": 48}
 

@@ -97,12 +97,14 @@ def residue_types(names: tuple[str, ...]) -> Tensor:
 
 
 def chain_to_state(chain: ChainLinks) -> dict[str, Any]:
-    """What a move needs of a chain, as plain values."""
-    return {"names": list(chain.names), "prefix": chain.prefix, "torsion_index": chain.torsion_index.tolist()}
+    """What a move needs of a chain, as few plain values: hosts write each of them as YAML in every iteration."""
+    index = " ".join(str(value) for value in chain.torsion_index.flatten().tolist())
+    return {"names": " ".join(chain.names), "prefix": chain.prefix, "torsion_index": index}
 
 
 def chain_from_state(state: dict[str, Any]) -> ChainLinks:
     """The chain that gave `chain_to_state`, without its atoms."""
-    index = torch.tensor(state["torsion_index"], dtype=torch.long)
+    names = tuple(state["names"].split())
+    index = torch.tensor([int(value) for value in state["torsion_index"].split()]).view(len(names) - 1, -1)
     no_atoms = torch.empty(0, 3, dtype=torch.long)
-    return ChainLinks(tuple(state["names"]), state["prefix"], index >= 0, index, no_atoms)
+    return ChainLinks(names, state["prefix"], index >= 0, index, no_atoms)

@@ -26,7 +26,7 @@ from ..units import wrap
 from .backbone import DEFAULTS
 from .base import Candidates
 from .chain_density import chain_from_state, chain_to_state, check_chains, residue_types
-from .torsion import choose_device
+from .devices import choose_device
 
 _FROZEN = ("t_star", "window", "n_diffusion_steps", "masks", "model", "torsions")
 

@@ -1,6 +1,5 @@
 """Independent proposals of backbone torsions from a torsion diffusion model."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,7 @@ from ..peptide import find_chains
 from ..sampling.flow import FlowSample, TorusFlow, power_grid
 from ..units import TWO_PI, wrap
 from .base import Candidates
-
-logger = logging.getLogger(__name__)
+from .devices import choose_device
 
 
 class TorsionProposal:
@@ -250,16 +248,3 @@ class _Auxiliary:
             displacement = torch.as_tensor(tau[:, self.kept[finite]] - self.centres[finite])
             result += TorusDiffuser().log_density(displacement, torch.as_tensor(self.widths[finite])).sum(-1).numpy()
         return result
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device named; cuda where there is one, else the CPU. Raises SettingError where it is not available."""
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(chosen)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"device {chosen!r} is not available ({str(error).splitlines()[0]}); try 'cpu'") from error
-    if name is None:
-        logger.info("the network runs on %s", device)
-    return device

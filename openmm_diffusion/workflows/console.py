@@ -13,13 +13,17 @@ from ..errors import OpenMMDiffusionError
 
 
 def run_program(program: Callable[[], None]) -> int:
-    """Run a program and return its exit status: errors of the package become one sentence on stderr and status 1."""
+    """Run a program and return its exit status: errors of the package become one sentence on stderr and status 1.
+
+    An error on one of several MPI ranks ends all of them, since they would wait for it for ever.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("pymbar").setLevel(logging.ERROR)  # it greets with a banner on missing optional packages
     try:
         program()
     except OpenMMDiffusionError as error:
         print(f"Error: {error}", file=sys.stderr)
+        _end_ranks()
         return 1
     except OSError as error:  # a full disk, a read-only folder
         name = f" {error.filename}" if error.filename else ""
@@ -27,12 +31,20 @@ def run_program(program: Callable[[], None]) -> int:
             f"Error: cannot read or write{name}: {error.strerror or error}; check path, rights and space",
             file=sys.stderr,
         )
+        _end_ranks()
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted; what was finished is kept, --resume goes on with it.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # without waiting for the threads of libraries
     return 0
+
+
+def _end_ranks() -> None:
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.COMM_WORLD.size > 1:
+        sys.stderr.flush()
+        mpi.COMM_WORLD.Abort(1)
 
 
 def output_tree(folder: Path, files: Mapping[str, str]) -> str:

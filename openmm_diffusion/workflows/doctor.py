@@ -16,7 +16,7 @@ from openmm import unit
 from .. import __version__
 from ..errors import IncompatibleSystemError
 from ..mcmc import DiffusionMove
-from ..proposals.torsion import choose_device
+from ..proposals.devices import choose_device
 from .doctor_settings import DoctorSettings
 from .energies import ReducedPotential
 from .self_check import CheckResult, check_exactness

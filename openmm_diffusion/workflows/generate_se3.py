@@ -14,7 +14,7 @@ from ..errors import ModelError, SettingError
 from ..geometry import residue_constants as rc
 from ..models import Model, store
 from ..models.score_network import ScoreNetwork
-from ..proposals.torsion import choose_device
+from ..proposals.devices import choose_device
 from ..sampling.se3_backbones import Backbones, sample_backbones
 from . import se3_report
 from .backbone_files import atoms_of, backbone_topology, write_all_atom, write_backbones

@@ -14,7 +14,7 @@ from ..errors import SettingError, TrajectoryError
 from ..models import Model, store
 from ..molecule import check_system, check_unbroken, write_pdb
 from ..proposals import TorsionProposal
-from ..proposals.torsion import choose_device
+from ..proposals.devices import choose_device
 from . import generate_report
 from .boltzmann import Correction, correct, diagnostics, marginal_reference
 from .energies import ReducedPotential

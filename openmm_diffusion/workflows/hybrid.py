@@ -89,6 +89,8 @@ class HybridChain:
     seed
         Seed of the dynamics. Every block of iterations starts its integrator with a seed derived from it, so that a
         chain resumed from a checkpoint goes on with the same random numbers as one that was never stopped.
+    temperature
+        Quantity, of move and dynamics.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class HybridChain:
         *,
         md_steps: int = 250,
         seed: int = 0,
+        temperature: Any = TEMPERATURE,
     ) -> None:
         from openmmtools import states
 
@@ -106,19 +109,20 @@ class HybridChain:
             raise SettingError(f"md_steps is {md_steps}; expected at least 1, the move alone is not ergodic")
         self.molecule, self.move, self.platform, self.md_steps, self.seed = molecule, move, platform, md_steps, seed
         self.torsions = BackboneTorsions(molecule.topology, ("phi", "psi"))
-        self.state = states.ThermodynamicState(molecule.system, TEMPERATURE)
+        self.temperature = temperature
+        self.state = states.ThermodynamicState(molecule.system, temperature)
         self.sampler_state = states.SamplerState(molecule.positions * unit.nanometer)
         self.series = Series()
         self.seconds = 0.0  # wall time of all iterations, earlier runs included
 
     def equilibrate(self, n_steps: int = 5000) -> None:
         """Minimise and run dynamics before the first iteration."""
-        integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1 / unit.picosecond, TIMESTEP)
+        integrator = openmm.LangevinMiddleIntegrator(self.temperature, 1 / unit.picosecond, TIMESTEP)
         integrator.setRandomNumberSeed(self._seed_at(-1))
         context = openmm.Context(self.molecule.system, integrator, self.platform)
         context.setPositions(self.molecule.positions)
         openmm.LocalEnergyMinimizer.minimize(context, maxIterations=200)
-        context.setVelocitiesToTemperature(TEMPERATURE, self._seed_at(-1))
+        context.setVelocitiesToTemperature(self.temperature, self._seed_at(-1))
         integrator.step(n_steps)
         self.sampler_state.update_from_context(context)
 
@@ -228,6 +232,8 @@ class HybridChain:
         settings = proposal.get("settings", {"n_diffusion_steps": proposal.get("n_diffusion_steps")})
         # The thread changes no number; a chain may go on on another device, exactly but not bit for bit.
         own = {key: value for key, value in settings.items() if key not in ("background", "device")}
+        if self.temperature != TEMPERATURE:  # checkpoints of before there was a choice are of this one
+            own["temperature_K"] = self.temperature.value_in_unit(unit.kelvin)
         return {
             "md_steps": self.md_steps,
             "seed": self.seed,

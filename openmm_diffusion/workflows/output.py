@@ -1,7 +1,7 @@
 """Output folders and files: nothing is overwritten by accident, nothing is left half written."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,28 @@ __all__ = [
 
 
 def prepare_folder(
-    path: str | Path, *, overwrite: bool = False, resume: bool | None = None, inputs: Iterable[Path] = ()
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool | None = None,
+    inputs: Iterable[Path] = (),
+    ignore: Collection[str] = (),
 ) -> Path:
     """Make an output folder, or refuse one that holds results already.
 
-    `overwrite` empties it, `resume` keeps what is there (None where a job cannot be resumed). Raises OutputError
-    otherwise, where it cannot be made, or where emptying it would delete one of the `inputs` of the job.
+    `overwrite` empties it, `resume` keeps what is there (None where a job cannot be resumed); files named in `ignore`,
+    such as a lock, stay and do not count. Raises OutputError otherwise, where it cannot be made, or where emptying it
+    would delete one of the `inputs` of the job.
     """
     folder = Path(path)
     if overwrite and resume:
         raise OutputError("--overwrite and --resume exclude each other; give one of them")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"the output {folder} is a file; expected a folder, choose another name")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(item.name not in ignore for item in folder.iterdir()):
         if overwrite:
             refuse_to_lose(folder, inputs)
-            _empty(folder)
+            _empty(folder, ignore)
         elif not resume:
             ways = "--overwrite or" if resume is None else "--overwrite, --resume or"
             raise OutputError(f"the output folder {folder} holds results already; give {ways} another name")
@@ -56,8 +62,8 @@ def refuse_to_lose(folder: Path, inputs: Iterable[Path]) -> None:
             )
 
 
-def _empty(folder: Path) -> None:
-    for item in folder.iterdir():
+def _empty(folder: Path, ignore: Collection[str]) -> None:
+    for item in (item for item in folder.iterdir() if item.name not in ignore):
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:

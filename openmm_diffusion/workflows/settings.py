@@ -59,7 +59,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"{path} is not valid YAML ({first_line}); expected lines of 'key: value'") from error
     if not isinstance(values, dict):
         raise SettingError(f"{path} holds {type(values).__name__}; expected lines of 'key: value'")
-    keys = [key.value for key, _ in yaml.compose(text, yaml.SafeLoader).value]
+    root: Any = yaml.compose(text, yaml.SafeLoader)
+    keys = [key.value for key, _ in root.value]
     if len(keys) > len(values):  # YAML takes the last one and says nothing
         twice = next(key for key in keys if keys.count(key) > 1)
         raise SettingError(f"{path} has {twice!r} twice; expected each key once, delete one of the lines")
