@@ -127,9 +127,9 @@ def test_steps_leave_the_target_unchanged() -> None:
     result = ends(DiffusionKernel(context(), trained(), seed=2), 320, 2)
     assert result.is_exact() and result.is_informative, result
     hot = DiffusionKernel(context(), trained(), temperature=600 * unit.kelvin, seed=2)
-    assert not ends(hot, 200, 1).is_exact()
+    assert not ends(hot, 320, 1).is_exact()
     without = DiffusionKernel(context(), Tampered(trained(), "no density"), seed=2)
-    assert not ends(without, 240, 2).is_exact()
+    assert not ends(without, 320, 4).is_exact()
 
 
 def test_rejection_leaves_no_trace() -> None:
