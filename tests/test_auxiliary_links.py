@@ -20,7 +20,7 @@ from openmm_diffusion.geometry.rigid import Rigid
 from openmm_diffusion.molecule import peptide
 from openmm_diffusion.proposals import BackboneProposal, LocalProposal
 from openmm_diffusion.proposals.chain_density import ChainDensity
-from openmm_diffusion.proposals.local import _LocalChain
+from openmm_diffusion.proposals.local_chain import LocalChain
 from openmm_diffusion.sampling.path import PathSample, SE3Path
 from openmm_diffusion.workflows import se3_exactness
 from openmm_diffusion.workflows.exactness import ExactnessResult, compare, von_mises
@@ -109,7 +109,7 @@ def test_moves_need_the_terms_of_the_stiff_links(
     local: bool, spoiled: Callable[[Any, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: without the volume element, or without a(s), in the very code, the chains are off by over 6 sigma."""
-    monkeypatch.setattr(_LocalChain if local else ChainDensity, "_auxiliary", spoiled)
+    monkeypatch.setattr(LocalChain if local else ChainDensity, "_auxiliary", spoiled)
     result = chains(local, 1)
     print(f"{spoiled.__name__}: {result.sigma:.1f} sigma")
     assert result.n_accepted >= 500

@@ -33,6 +33,7 @@ from openmm_diffusion import models
 from openmm_diffusion.errors import ModelFileError, StateError
 from openmm_diffusion.mcmc import DiffusionMove, ProposalMove
 from openmm_diffusion.mcmc import move as move_module
+from openmm_diffusion.mcmc.move_state import proposal_state
 from openmm_diffusion.models import store
 from openmm_diffusion.proposals import TorsionProposal
 
@@ -102,7 +103,7 @@ def test_T9_a_stored_move_finds_its_model_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     models.save(models.create("torsion", topology, 3, hidden_size=8), "model")
     state = utils.serialize(DiffusionMove.from_pretrained("model", topology, **QUICK))
-    assert os.path.isabs(state["proposal"]["state"]["source"]["path"])
+    assert os.path.isabs(proposal_state(state)["source"]["path"])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for present in (True, False):

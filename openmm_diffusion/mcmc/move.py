@@ -4,10 +4,8 @@ Both are `openmmtools.mcmc.MCMCMove`s and go wherever a `LangevinDynamicsMove` g
 """
 
 import dataclasses
-import importlib
 import logging
 import numbers
-import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from ..molecule.quantities import in_nanometers
 from ..proposals import BackboneProposal, LocalProposal, Proposal, TorsionProposal
 from .counters import Counted
 from .kernel import StepRecord, metropolis_step
+from .move_state import canonical, describe, restore
 from .streams import new_stream, process_key
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,8 @@ class ProposalMove(Counted, mcmc.MCMCMove):
     proposal
         A `Proposal`.
     n_candidates
-        Candidates a move. More than one takes a proposal that does not depend on the present state.
+        Candidates a move. More than one takes a proposal whose candidates are independent draws that do not depend on
+        the present state, or not but for what a local proposal scores for all of them alike.
     seed
         Seed of this move's random stream; every copy and restart has a stream of its own.
 
@@ -88,7 +88,7 @@ class ProposalMove(Counted, mcmc.MCMCMove):
     def proposal(self) -> Proposal:
         """The proposal; after a restart it is made from the stored state at its first use."""
         if self._proposal is None:
-            self._proposal = _restore(self._pending or {})
+            self._proposal = restore(self._pending or {})
         return self._proposal
 
     def apply(self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None) -> None:
@@ -167,7 +167,7 @@ class ProposalMove(Counted, mcmc.MCMCMove):
             "n_candidates": self.n_candidates,
             "seed": self.seed,
             "origin": self._origin,
-            "proposal": _canonical(self._pending if self._proposal is None else _describe(self._proposal)),
+            "proposal": canonical(self._pending if self._proposal is None else describe(self._proposal)),
             **self.statistics,
         }
 
@@ -277,45 +277,3 @@ def _with_pressure(record: StepRecord, state: Any, context: openmm.Context, beta
     extra = float(state.reduced_potential(context)) - energy
     candidate = None if record.u_candidate is None else record.u_candidate + extra
     return dataclasses.replace(record, u_present=record.u_present + extra, u_candidate=candidate)
-
-
-_in_memory: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
-
-
-def _describe(proposal: Any) -> dict[str, Any]:
-    """Plain values that name a proposal: its own state, or its identity within this process."""
-    name = f"{type(proposal).__module__}:{type(proposal).__qualname__}"
-    if hasattr(proposal, "to_state") and hasattr(type(proposal), "from_state"):
-        return {"class": name, "state": proposal.to_state()}
-    _in_memory[id(proposal)] = proposal
-    return {"class": name, "identity": id(proposal)}
-
-
-def _canonical(value: Any) -> Any:
-    """A copy with sorted keys, in which equal strings are one object: equal states are pickled to the same bytes.
-
-    Hosts compare moves by their pickles, which keep the order of keys and tell one string used twice from two equal
-    ones; storage keeps neither.
-    """
-    if isinstance(value, dict):
-        return {_canonical(key): _canonical(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, list | tuple):
-        return type(value)(_canonical(item) for item in value)
-    return sys.intern(value) if type(value) is str else value
-
-
-def _restore(description: dict[str, Any]) -> Any:
-    name = description.get("class", "unknown")
-    if "state" in description:
-        module, _, qualified = name.partition(":")
-        cls = getattr(importlib.import_module(module), qualified, None)
-        if cls is None or not hasattr(cls, "from_state"):
-            raise ModelError(f"the stored proposal {name} cannot be found; install the package that defines it")
-        return cls.from_state(description["state"])
-    found = _in_memory.get(description.get("identity", -1))
-    if found is None or f"{type(found).__module__}:{type(found).__qualname__}" != name:
-        raise ModelError(
-            f"a move was restored without its proposal {name}, which lived in another process; "
-            "give the proposal to_state and from_state, or make the move anew"
-        )
-    return found

@@ -6,27 +6,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from ..data.crops import balls
 from ..diffusion.se3_diffuser import SE3Diffuser
-from ..diffusion.stiff_links import StiffLinks
 from ..errors import ModelError, SettingError
-from ..geometry.links import log_volume
-from ..geometry.rigid import Rigid
 from ..models import Model, store
 from ..models.score_network import ScoreNetwork
 from ..molecule import BackboneTorsions
 from ..molecule.frames import ChainLinks, chain_links
-from ..molecule.quantities import in_nanometers
 from ..sampling.generators import torch_generator
-from ..sampling.path import SE3Path
-from ..sampling.windows import contiguous_windows
 from ..units import wrap
 from .backbone import DEFAULTS
 from .base import Candidates
-from .chain_density import chain_from_state, chain_to_state, check_chains, residue_types
+from .chain_density import chain_from_state, chain_to_state, check_chains
 from .devices import choose_device
+from .local_chain import LocalChain
+from .masks import alpha_carbons, masks_of
 
 _FROZEN = ("t_star", "window", "n_diffusion_steps", "masks", "model", "torsions")
 
@@ -110,7 +104,7 @@ class LocalProposal:
         settings = {
             "t_star": t_star,
             "window": window,
-            "reference": None if reference is None else _alpha_carbons(reference, chains),
+            "reference": None if reference is None else alpha_carbons(reference, chains),
             "masks": None if masks is None else np.asarray(masks, bool).tolist(),
             "n_diffusion_steps": n_diffusion_steps,
             "width": own["width"] if width is None else width,
@@ -132,11 +126,11 @@ class LocalProposal:
         given = settings["n_diffusion_steps"]
         self.n_diffusion_steps = _levels(network.diffuser, self.t_star, own) if given is None else int(given)
         chains = [chain for chain in chains if bool(chain.soft.any())]
-        self.masks = _masks(chains, settings)
+        self.masks = masks_of(chains, settings)
         statistics = model.card.get("torsion_statistics", {})
         grid = {"n_steps": self.n_diffusion_steps, "max_t": self.t_star}
         grid["reads_fixed"] = bool(own.get("reads_fixed", False))
-        self._chains = [_LocalChain(chain, network, settings["width"], statistics, grid) for chain in chains]
+        self._chains = [LocalChain(chain, network, settings["width"], statistics, grid) for chain in chains]
         for chain, free in self._parts(self.masks[0]):
             chain.path(free)  # settings that no path can have are found now
 
@@ -217,59 +211,11 @@ class LocalProposal:
         proposal._setup(model, BackboneTorsions.from_text(state["torsions"]), chains, dict(state["settings"]))
         return proposal
 
-    def _parts(self, mask: NDArray[np.bool_]) -> list[tuple["_LocalChain", NDArray[np.bool_]]]:
+    def _parts(self, mask: NDArray[np.bool_]) -> list[tuple["LocalChain", NDArray[np.bool_]]]:
         """The chains with residues that move, and which of theirs."""
         ends = np.cumsum([len(chain.chain.names) for chain in self._chains])[:-1]
         parts = zip(self._chains, np.split(mask, ends), strict=True)
         return [(chain, free) for chain, free in parts if free.any()]
-
-
-class _LocalChain:
-    """Local moves of one chain's torsions."""
-
-    def __init__(
-        self,
-        chain: ChainLinks,
-        network: ScoreNetwork,
-        width: float,
-        statistics: dict[str, Any],
-        grid: dict[str, Any],
-    ) -> None:
-        mine = {label: value for label, value in statistics.items() if label.startswith(chain.prefix)}
-        own = {label.removeprefix(chain.prefix): (float(m), float(w)) for label, (m, w) in mine.items()}
-        self.chain, self.columns = chain, chain.columns
-        self._network, self._grid = network, grid
-        self._stiff = StiffLinks.of(chain.names, chain.soft, width, own)
-        self._types = residue_types(chain.names)
-        self._paths: dict[bytes, SE3Path] = {}
-
-    def move(
-        self, tau: Tensor, mask: NDArray[np.bool_], n: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Torsions [B, n, n_soft], their log density [B, n] and the present one [B], for torsions tau [B, T]."""
-        path = self.path(mask)
-        links = self._stiff.draw(self.chain.links(tau), generator)
-        walk, steps = path.walk(Rigid.from_tensor_7(self._stiff.frames(links, generator)), path.n_steps, generator)
-        present = path.log_ratio(walk, steps) + self._auxiliary(links)
-        # Every candidate of a state starts from the same noised frames.
-        shared = Rigid(walk.rots.repeat_interleave(n, 1), walk.trans.repeat_interleave(n, 1))
-        frames, ratio = path.descend(shared[-1], path.n_steps, generator, None if mask.all() else shared)
-        new = self._stiff.links(frames.to_tensor_7())
-        log_q = (ratio + self._auxiliary(new)).unflatten(0, (-1, n))
-        kept = torch.as_tensor(~(mask[:-1] | mask[1:]), device=new.device)[:, None]
-        new = torch.where(kept, links[:, None], new.unflatten(0, (-1, n)))
-        return self.chain.torsions(new), log_q, present
-
-    def _auxiliary(self, links: Tensor) -> Tensor:
-        return log_volume(links) - self._stiff.log_density(links)
-
-    def path(self, mask: NDArray[np.bool_]) -> SE3Path:
-        """The path of a mask [N]; made once."""
-        key = mask.tobytes()
-        if key not in self._paths:
-            free = torch.as_tensor(mask.copy())
-            self._paths[key] = SE3Path(self._network, self._stiff, aatype=self._types, free=free, **self._grid)
-        return self._paths[key]
 
 
 def _checked_time(t_star: Any, diffuser: SE3Diffuser) -> float:
@@ -285,50 +231,3 @@ def _levels(diffuser: SE3Diffuser, t_star: float, own: dict[str, Any]) -> int:
     rot, trans = diffuser.sigma(times)
     lowest, turn, top = torch.log(rot * trans).tolist()
     return max(2, round(own["n_steps"] * (turn - lowest) / (top - lowest)))
-
-
-def _masks(chains: list[ChainLinks], settings: dict[str, Any]) -> NDArray[np.bool_]:
-    """Bool [W, N] over the residues of all chains, of which one is drawn in each move."""
-    lengths = [len(chain.names) for chain in chains]
-    size = settings["window"]
-    if settings["masks"] is not None:
-        masks = np.asarray(settings["masks"], bool)
-        if size is not None or masks.ndim != 2 or masks.shape[1] != sum(lengths):
-            raise SettingError(
-                f"masks have the shape {masks.shape} and window is {size}; expected [W, {sum(lengths)}], one column a "
-                "residue, and no window"
-            )
-        if not (len(masks) and masks.any(1).all()):
-            raise SettingError("a mask fixes all residues; expected one or more that move in each")
-    elif size is None:
-        masks = np.ones((1, sum(lengths)), bool)
-    elif settings["reference"] is not None:
-        contiguous_windows(sum(lengths), size)
-        masks = np.unique(balls(np.asarray(settings["reference"], np.float64), size), axis=0)
-    else:
-        masks = _sequence_windows(lengths, size)
-    ends = np.cumsum(lengths)[:-1]
-    turned = np.zeros(len(masks), bool)
-    for chain, free in zip(chains, np.split(masks, ends, axis=1), strict=True):
-        turned |= ((free[:, :-1] | free[:, 1:]) & chain.soft.any(-1).numpy()).any(1)
-    if not turned.any():
-        raise SettingError("no mask frees a residue beside a torsion that the move sets; choose other masks")
-    return masks[turned]
-
-
-def _sequence_windows(lengths: list[int], size: int) -> NDArray[np.bool_]:
-    starts = np.cumsum([0, *lengths])
-    rows = []
-    for start, length in zip(starts, lengths, strict=False):
-        windows = contiguous_windows(length, size).numpy()
-        rows.append(np.pad(windows, ((0, 0), (start, starts[-1] - start - length))))
-    return np.concatenate(rows)
-
-
-def _alpha_carbons(reference: Any, chains: list[ChainLinks]) -> list[list[float]]:
-    """CA (or the cap's carbon) of all residues, nm, of the chains that have a torsion to set."""
-    positions = np.asarray(in_nanometers(reference), np.float64)
-    atoms = torch.cat([chain.frame_atoms[:, 1] for chain in chains if bool(chain.soft.any())]).numpy()
-    if positions.ndim != 2 or positions.shape[1] != 3 or len(positions) <= atoms.max():
-        raise SettingError(f"reference has the shape {positions.shape}; expected [atoms, 3], one row an atom")
-    return [[float(x) for x in row] for row in positions[atoms]]

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputFileError, OutputError, SettingError
 from ..mcmc import DiffusionMove
+from ..mcmc.move_state import proposal_state
 from ..molecule import BackboneTorsions
 from ..molecule.quantities import in_nanometers
 from .output import replacing
@@ -227,7 +228,7 @@ class HybridChain:
     def _settings(self) -> dict[str, Any]:
         """What must not change between a checkpoint and the chain that goes on from it."""
         state = self.move.__getstate__()
-        proposal = state["proposal"]["state"]
+        proposal = proposal_state(state)
         # A torsion proposal keeps its settings beside its description, the others in a mapping of their own.
         settings = proposal.get("settings", {"n_diffusion_steps": proposal.get("n_diffusion_steps")})
         # The thread changes no number; a chain may go on on another device, exactly but not bit for bit.

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..errors import SettingError
 from ..mcmc import DiffusionMove
 from ..mcmc.kernel import StepRecord
+from ..mcmc.move_state import proposal_state
 from ..models import Model
 from .hybrid import BLOCK, HybridChain
 from .peptide_settings import PeptideSettings
@@ -90,12 +91,12 @@ class MoveCycle:
         first = next(iter(states.values()))
         settings: dict[str, Any] = {"order": list(self.order)}
         for name, state in states.items():
-            own = state["proposal"]["state"]
+            own = proposal_state(state)
             own = own.get("settings", {"n_diffusion_steps": own.get("n_diffusion_steps")})
             # These two change no number that is proposed.
             settings |= {f"{name}.{key}": own[key] for key in own if key not in ("background", "device")}
         candidates = [states[name]["n_candidates"] for name in self.order]
-        described = {**first["proposal"], "state": {**first["proposal"]["state"], "settings": settings}}
+        described = {**first["proposal"], "state": {**proposal_state(first), "settings": settings}}
         return {**first, "n_candidates": candidates, "proposal": described}
 
 

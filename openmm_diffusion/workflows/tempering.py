@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputFileError, OutputError, SettingError
 from ..mcmc import DiffusionMove
+from ..mcmc.move_state import proposal_state
 from ..mcmc.streams import n_ranks, rank
 from ..proposals.devices import local_rank
 from .hybrid import HybridChain
@@ -47,7 +48,7 @@ class Tempering:
             "temperatures_K": [float(value) for value in self.kelvin],
             "md_steps": self.md_steps,
             "n_candidates": state["n_candidates"],
-            "model_sha256": state["proposal"]["state"]["sha256"],
+            "model_sha256": proposal_state(state)["sha256"],
         }
 
 
