@@ -1,9 +1,19 @@
-"""What holds for all tests: with --no-skips a test that skips itself fails, unless it needs a GPU."""
+"""For all tests: seeds give the same streams in any order; with --no-skips a test that skips itself fails."""
 
+import collections
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from openmm_diffusion.mcmc import streams
+
+
+@pytest.fixture(autouse=True)
+def streams_do_not_depend_on_the_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The n-th move with a seed has the same stream whatever was tested before."""
+    monkeypatch.setattr(streams, "_copies", collections.defaultdict(itertools.count))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

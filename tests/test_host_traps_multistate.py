@@ -101,7 +101,7 @@ def test_T9_a_stored_move_finds_its_model_from_anywhere(tmp_path, monkeypatch):
     """On another node, in another folder, the model is found by its absolute path; a missing file is one sentence."""
     topology = vacuum().topology
     monkeypatch.chdir(tmp_path)
-    models.save(models.create("torsion", topology, 3, hidden_size=8), "model")
+    models.save(models.create("torsion", topology, 90210, hidden_size=8), "model")
     state = utils.serialize(DiffusionMove.from_pretrained("model", topology, **QUICK))
     assert os.path.isabs(proposal_state(state)["source"]["path"])
     (tmp_path / "elsewhere").mkdir()

@@ -2,7 +2,7 @@
 
 Acceptance is an expectation, not a count: at each frame many candidates are drawn, cut into disjoint groups of n, and
 the probability that a move with that group accepts is averaged over groups and over fresh scorings of the present
-state. Frames are draws of the target in the order of time, so errors come from blocks of neighbours.
+state. Frames are draws of the target in the order of their file, so errors come from blocks of neighbours.
 
 With the weights w = exp(-u) / q, normalised at each rho, the spread of log w over equilibrium frames has three parts:
 
@@ -83,7 +83,7 @@ def acceptance(trials: Trials, n: int) -> Array:
 
 
 def standard_error(values: Array, n_blocks: int = 20) -> float | None:
-    """Of the mean of values [F] in the order of time, from contiguous blocks; single ones where F < 2 n_blocks.
+    """Of the mean of values [F] in the order of their file, from contiguous blocks; single ones where F < 2 n_blocks.
 
     None for fewer than two values.
     """

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import secrets
 import sys
 import weakref
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..errors import ModelError
 
+# Proposals by a number that no other one ever has, unlike their addresses.
 _in_memory: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
 
@@ -17,8 +19,10 @@ def describe(proposal: Any) -> dict[str, Any]:
     name = f"{type(proposal).__module__}:{type(proposal).__qualname__}"
     if hasattr(proposal, "to_state") and hasattr(type(proposal), "from_state"):
         return {"class": name, "state": _as_text(proposal.to_state())}
-    _in_memory[id(proposal)] = proposal
-    return {"class": name, "identity": id(proposal)}
+    known = next((number for number, other in _in_memory.items() if other is proposal), None)
+    number = secrets.randbits(62) if known is None else known
+    _in_memory[number] = proposal
+    return {"class": name, "identity": number}
 
 
 def proposal_state(move_state: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import itertools
 import os
 import secrets
+import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 
 _copies: defaultdict[int | None, Iterator[int]] = defaultdict(itertools.count)
 _process: tuple[int, int] = (0, 0)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGABRT)
 
 
 def new_stream(seed: int | None, n_proposed: int, origin: int | None = None) -> np.random.Generator:
@@ -54,6 +57,15 @@ def n_ranks() -> int:
 
 
 def _communicator() -> Any:
+    """The MPI communicator of openmmtools; None without MPI."""
     import mpiplus
 
-    return mpiplus.get_mpicomm()
+    hook, handlers = sys.excepthook, {number: signal.getsignal(number) for number in _SIGNALS}
+    communicator = mpiplus.get_mpicomm()
+    if communicator is None or communicator.size == 1:
+        # What mpiplus looks for may be set by a batch queue, too. Its handlers then keep a lone process from ending.
+        sys.excepthook = hook
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+    return communicator

@@ -53,11 +53,11 @@ def grid() -> list[Entry]:
             often = 12 if network == "perturbed" or torsions == moved else 8
             entries += [
                 Entry(network, "path", n, 2560, often if n == 1 else 8, 10, torsions),
-                Entry(network, "local", n, 2560, 8, 6, torsions),
+                Entry(network, "local", n, 2560, 8, 3, torsions),
             ]
         entries += [
-            Entry("trained", "flow", n, 512, 19 if n == 1 else 4, 8),
-            Entry("perturbed", "flow", n, 512, 22 if n == 1 else 4, 8),
+            Entry("trained", "flow", n, 512, 21 if n == 1 else 4, 8),
+            Entry("perturbed", "flow", n, 512, 19 if n == 1 else 4, 8),
             Entry("random", "path", n, 5120, 60 if n == 1 else 8, 4),
             Entry("random", "local", n, 2560, 8, 3, t_star=0.03),
             Entry("random", "flow", n, 640, 20 if n == 1 else 4, 2, width=1.0),

@@ -48,6 +48,7 @@ class Tempering:
             "temperatures_K": [float(value) for value in self.kelvin],
             "md_steps": self.md_steps,
             "n_candidates": state["n_candidates"],
+            "seed": state["seed"],
             "model_sha256": proposal_state(state)["sha256"],
         }
 
@@ -87,7 +88,7 @@ class TemperingRun:
     OutputError
         The folder holds a run of other settings.
     InputFileError
-        Its storage cannot be read.
+        Its storage or its settings cannot be read.
     """
 
     def __init__(self, tempering: Tempering, folder: Path) -> None:
@@ -167,7 +168,10 @@ class TemperingRun:
 
 def refuse_other(folder: Path, settings: dict[str, Any]) -> None:
     """Raise OutputError where a folder holds a run of other settings."""
-    stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    try:
+        stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputFileError(f"{folder / SETTINGS} cannot be read ({error}); start again with --overwrite") from error
     if different := [name for name, value in settings.items() if stored.get(name) != value]:
         raise OutputError(
             f"the run in {folder} was made with other settings ({', '.join(different)}); give the same, or --overwrite"
@@ -200,9 +204,12 @@ def single_chains(
         kelvin = float(tempering.kelvin[k])
         own = folder / f"{kelvin:.1f}K"
         own.mkdir(parents=True, exist_ok=True)
+        move = copy.deepcopy(tempering.move)
+        # Not the streams that the tempering began with: this may be another process than that one.
+        move.seed = None if move.seed is None else move.seed + 1_000_000 + k
         chain = HybridChain(
             tempering.molecule,
-            copy.deepcopy(tempering.move),
+            move,
             platform,
             md_steps=tempering.md_steps,
             seed=seed + k,
