@@ -26,6 +26,7 @@ from openmm_diffusion.mcmc.ncmc_kernel import driven_step
 from openmm_diffusion.mcmc.ncmc_protocol import Drive, TurningProposal, drive
 from openmm_diffusion.mcmc.propagators import INTEGRATORS, DynamicsPropagator, Propagation, Propagator
 from openmm_diffusion.mcmc.streams import process_key
+from openmm_diffusion.molecule import BackboneTorsions
 from openmm_diffusion.proposals import Candidates, TorsionProposal
 from openmm_diffusion.units import wrap
 from openmm_diffusion.workflows.exactness import ExactnessResult, FrozenTarget, compare
@@ -631,6 +632,20 @@ def test_protocols_that_meet_nan_are_rejected_and_counted(alanine: Any) -> None:
     broken = states.SamplerState(np.full((22, 3), np.nan) * unit.nanometer)
     with pytest.raises(StateError):
         move.apply(state, broken, context_cache=new_contexts())
+
+
+@pytest.mark.parametrize(("shadow", "u_end"), [(1e7, 0.0), (-1e7, 0.0), (0.0, 1e13), (0.0, 0.0)])
+def test_propagations_that_burst_have_no_weight(shadow: float, u_end: float, alanine: Any) -> None:
+    """Where rounding decides the shadow work a protocol is invalid, whatever its sign; the control is not."""
+
+    def burst(context: Any, positions: np.ndarray, beta: float, rng: np.random.Generator) -> Propagation:
+        return Propagation(positions, 0.0, u_end, shadow)
+
+    context, _ = new_contexts().get_context(states.ThermodynamicState(alanine.system, TEMPERATURE))
+    torsions = BackboneTorsions(alanine.topology, ("phi", "psi"))
+    delta = np.array([0.1, -0.1])
+    end = drive(context, torsions, alanine.positions, 0.0, delta, 2, burst, 0.4, np.random.default_rng(0))
+    assert end.finite == (shadow == u_end == 0.0)
 
 
 def test_records_hold_every_term(alanine: Any) -> None:

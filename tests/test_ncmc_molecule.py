@@ -20,8 +20,9 @@ from openmm_diffusion import DiffusionMove, NCMCDiffusionMove
 from openmm_diffusion.molecule import BackboneTorsions
 from openmm_diffusion.workflows.systems import TEMPERATURE, alanine_dipeptide
 
-MODEL = "alanine-dipeptide-torsion"
-N_FRAMES, N_MOVES = 600, 4
+# The reference's model, and one for another force field: without its density moves would follow that one.
+MODEL, OTHER = "alanine-dipeptide-torsion", "alanine-dipeptide-torsion-vacuum"
+N_FRAMES, N_MOVES = 600, 6
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,7 +99,7 @@ def z_values(move: NCMCDiffusionMove) -> np.ndarray:
 
 def make(propagator: str) -> NCMCDiffusionMove:
     return NCMCDiffusionMove(
-        MODEL, molecule().topology, n_rotations=4, n_propagation_steps=3, propagator=propagator, seed=2
+        OTHER, molecule().topology, n_rotations=4, n_propagation_steps=3, propagator=propagator, seed=2
     )
 
 
@@ -109,7 +110,7 @@ def test_an_equilibrium_ensemble_stays_what_it_is(propagator: str) -> None:
     """With constraints, hydrogen masses and OpenMM's own integrators, no mean over the ensemble changes."""
     move = make(propagator)
     z = z_values(move)
-    assert move.n_accepted > 400
+    assert move.n_accepted > 300
     assert z.max() < 4
 
 

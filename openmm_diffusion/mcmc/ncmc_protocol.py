@@ -15,6 +15,9 @@ from .propagators import Propagator
 
 Positions = NDArray[np.float64]
 
+# kT. Beyond these a propagation has burst, and rounding and constraints that did not converge decide its shadow work.
+_SHADOW_LIMIT, _ENERGY_LIMIT = 1e6, 1e12
+
 
 class Turnable(Protocol):
     """Coordinates on a torus: `get` reads them [T] (rad), `turn` changes them by [T] and keeps volumes."""
@@ -70,7 +73,8 @@ def drive(
     """Run the protocol: n rotations by delta / n, n - 1 propagations in between.
 
     `exchanged` is what the potential gains during propagations, so that work = u - u_present - exchanged. A protocol
-    that meets a NaN or an infinite energy stops there: its way back would meet it too, so both have weight zero.
+    that meets a NaN, an infinite energy or a propagation that bursts stops there: its way back would meet the same
+    energies and the opposite shadow work, so both have weight zero.
     """
     x, u, step = positions, u_present, delta / n_rotations
     work = exchanged = shadow = seconds = 0.0
@@ -91,7 +95,8 @@ def drive(
         if done.acceptance is not None:
             shares.append(done.acceptance)
         seconds += time.perf_counter() - started
-        if not (math.isfinite(work) and math.isfinite(u) and np.isfinite(x).all()):
+        burst = abs(done.shadow_work) > _SHADOW_LIMIT or max(abs(done.u_start), abs(done.u_end)) > _ENERGY_LIMIT
+        if burst or not (math.isfinite(work) and math.isfinite(u) and np.isfinite(x).all()):
             return Drive(x, math.nan, math.nan, math.nan, math.nan, None, seconds)
     x = torsions.turn(x, step)
     u_end = beta * _energy(context, x)

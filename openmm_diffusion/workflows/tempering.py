@@ -20,6 +20,7 @@ from ..mcmc.streams import n_ranks, rank
 from ..proposals.devices import local_rank
 from .hybrid import HybridChain
 from .output import write_json
+from .storage_check import refuse_code
 from .systems import TIMESTEP, MolecularSystem
 
 STORAGE, CHECKPOINT, SETTINGS = "tempering.nc", "tempering_checkpoint.nc", "settings.json"
@@ -63,11 +64,13 @@ def ladder(low: float, high: float, n: int) -> NDArray[np.float64]:
 def restored(sampler_class: Any, storage: Path, **options: Any) -> Any:
     """`sampler_class.from_storage` on every rank.
 
-    Every rank reads the storage, and rank 0 then opens it to append, which locks it: so the others go first.
+    Every rank reads the storage, and rank 0 then opens it to append, which locks it: so the others go first. Raises
+    InputFileError where the file would run code as it is read (`storage_check`).
     """
     import mpiplus
     from openmmtools import multistate
 
+    refuse_code(storage)
     reporter = multistate.MultiStateReporter(str(storage), **options)
     communicator = mpiplus.get_mpicomm()
     if communicator is None:
@@ -137,7 +140,7 @@ class TemperingRun:
         reporter = multistate.MultiStateReporter(
             str(self.folder / STORAGE), checkpoint_interval=1, checkpoint_storage=CHECKPOINT
         )
-        kelvin = [value * unit.kelvin for value in tempering.kelvin]
+        kelvin = [float(value) * unit.kelvin for value in tempering.kelvin]
         start = states.SamplerState(tempering.molecule.positions * unit.nanometer)
         sampler.create(
             states.ThermodynamicState(tempering.molecule.system, kelvin[0]),
