@@ -92,7 +92,9 @@ def moved(move: NCMCDiffusionMove) -> np.ndarray:
 def z_values(move: NCMCDiffusionMove) -> np.ndarray:
     """Mean changes of the observables over their standard errors, frames in blocks of four (neighbours correlate)."""
     change = (observables(moved(move)) - observables(ensemble())).reshape(N_FRAMES // 4, 4, -1).mean(1)
-    z = change.mean(0) / (change.std(0, ddof=1) / np.sqrt(len(change)))
+    error = change.std(0, ddof=1) / np.sqrt(len(change))
+    # Where no frame changed basins there is nothing to see.
+    z = np.divide(change.mean(0), error, out=np.zeros_like(error), where=error > 0)
     print(f"\naccepted {move.n_accepted} of {move.n_proposed}; z {np.round(z, 1)}")
     return np.asarray(np.abs(z))
 
