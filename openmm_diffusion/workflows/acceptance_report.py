@@ -1,5 +1,6 @@
 """The table and the figure of measured acceptance."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ def add_times_md(values: dict[str, Any], system: str, md_ns_per_s: float | None)
     if "chain" not in values or md_ns_per_s is None or not system.startswith("alanine-dipeptide-"):
         return
     known = reference(system.rsplit("-", 1)[1])
-    # Its own population of R, from the grid, which a short chain knows badly.
-    rate, error = md_rate_bound(md_ns_per_s, known["tau_rl_ns"], known["tau_rl_error_ns"], values["pi_R"], 0.0)
+    # The reference's population of R, which neither a short chain nor a few hundred frames know well.
+    pi_r = 1.0 / (1.0 + math.exp(known["delta_f_kT"]))
+    pi_r_error = pi_r * (1.0 - pi_r) * (known["delta_f_error_kT"] or 0.0)
+    rate, error = md_rate_bound(md_ns_per_s, known["tau_rl_ns"], known["tau_rl_error_ns"], pi_r, pi_r_error)
     chain = values["chain"]
     chain["md_basin_changes_per_s"], chain["md_basin_changes_per_s_error"] = rate, error
     chain["times_md"] = chain["basin_changes_per_s"] / rate
