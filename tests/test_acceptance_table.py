@@ -25,7 +25,7 @@ from openmm_diffusion.geometry.links import log_volume
 from openmm_diffusion.geometry.rigid import Rigid
 from openmm_diffusion.mcmc.acceptance import choose
 from openmm_diffusion.molecule import BackboneTorsions, peptide, write_pdb
-from openmm_diffusion.proposals import TorsionProposal
+from openmm_diffusion.proposals import BackboneProposal, TorsionProposal
 from openmm_diffusion.workflows import trials
 from openmm_diffusion.workflows.output import write_trajectory
 from openmm_diffusion.workflows.systems import MolecularSystem, alanine_dipeptide
@@ -163,6 +163,12 @@ def test_log_density_of_frames_is_normalised_over_torsions() -> None:
     assert error < 0.1 * float(volume.mean())
     assert abs(float(integral.mean() - volume.mean())) < 4 * error
     assert abs(float(torch.exp(log_ratio).mean() - volume.mean())) > 10 * error
+
+
+def test_log_density_of_a_proposal_counts_its_frames(vacuum: MolecularSystem, tmp_path: Path) -> None:
+    """What is taken off is that of three frames: ACE, ALA and NME."""
+    proposal = BackboneProposal(models.load(tiny_model(tmp_path, vacuum.topology)), vacuum.topology, device="cpu")
+    assert trials._excess(proposal) == trials.log_measure([3]) != trials.log_measure([4])
 
 
 @pytest.fixture(scope="module")

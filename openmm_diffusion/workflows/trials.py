@@ -159,7 +159,7 @@ def log_measure(lengths: Iterable[int]) -> float:
 def _excess(proposal: Independent) -> float:
     if isinstance(proposal, TorsionProposal):
         return 0.0
-    return log_measure(len(chain["names"]) for chain in proposal.to_state()["chains"])
+    return log_measure(len(chain["names"].split()) for chain in proposal.to_state()["chains"])
 
 
 def _score(proposal: Independent, tau: Array, rng: np.random.Generator) -> Array:
