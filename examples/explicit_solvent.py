@@ -44,15 +44,30 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--n", type=int, nargs="+", default=[1, 10, 100, 1000], help="numbers of rotations (default: %(default)s)")
-    add("--attempts", type=int, default=50, help="of each n in explicit solvent (default: %(default)s)")
-    add("--implicit-attempts", type=int, default=200, help="of each n in implicit solvent (default: %(default)s)")
+    add(
+        "--attempts",
+        type=int,
+        default=50,
+        help="attempts for each number of rotations in explicit solvent (default: %(default)s)",
+    )
+    add("--implicit-attempts", type=int, default=200, help="the same in implicit solvent (default: %(default)s)")
     add("--minutes", type=float, default=30.0, help="time limit of this run (default: %(default)s)")
-    add("--propagator", choices=("GHMC", "langevin"), default="GHMC", help="K (default: %(default)s)")
-    add("--propagation-steps", type=int, default=1, help="time steps of each K (default: %(default)s)")
-    add("--timestep-fs", type=float, default=2.0, help="of K (default: %(default)s)")
+    add(
+        "--propagator",
+        choices=("GHMC", "langevin"),
+        default="GHMC",
+        help="dynamics between rotations (default: %(default)s)",
+    )
+    add("--propagation-steps", type=int, default=1, help="its time steps after each rotation (default: %(default)s)")
+    add("--timestep-fs", type=float, default=2.0, help="its time step (default: %(default)s)")
     add("--md-steps", type=int, default=100, help="2 fs steps of MD between attempts (default: %(default)s)")
     add("--model", default="alanine-dipeptide-torsion", help="name or path of a model (default: %(default)s)")
-    add("--extrapolate", type=int, default=10_000, help="rotations to extrapolate to (default: %(default)s)")
+    add(
+        "--extrapolate",
+        type=int,
+        default=10_000,
+        help="number of rotations that the table extrapolates to (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="seed of the attempts (default: %(default)s)")
     add("--output", type=Path, default=Path("results/ncmc"), help="folder to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace what the output folder holds")

@@ -408,6 +408,8 @@ def test_models_of_other_kinds_are_refused() -> None:
     """A torsion model and a model of another peptide are refused."""
     with pytest.raises(ModelError, match="'torsion'"):
         LocalProposal(models.create("torsion", topology()), topology(), t_star=0.1)
+    with pytest.raises(SettingError, match=r"take an SE\(3\) model, such as 'alanine-dipeptide'"):
+        DiffusionMove(models.create("torsion", topology()), topology(), t_star=0.1)
     with pytest.raises(ModelError, match="ACE-ALA-NME"):
         LocalProposal(tripeptide_model(), topology(), t_star=0.1)
 

@@ -226,6 +226,11 @@ class DiffusionMove(ProposalMove):
         if options.get("t_star", 0) is None:
             del options["t_star"]
         name = f"local {loaded.kind}" if "t_star" in options else loaded.kind
+        if name == "local torsion":
+            raise SettingError(
+                "t_star makes a move local, which a model of kind 'torsion' cannot be; take an SE(3) model, such as "
+                "'alanine-dipeptide', or leave t_star out"
+            )
         kind, known = _PROPOSALS.get(name, _PROPOSALS["torsion"])
         if unknown := sorted(set(options) - known - {"context_cache"}):
             raise SettingError(

@@ -1,5 +1,6 @@
 """Output folders and files: nothing is overwritten by accident, nothing is left half written."""
 
+import logging
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ __all__ = [
     "write_text",
     "write_trajectory",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_folder(
@@ -45,6 +48,8 @@ def prepare_folder(
         elif not resume:
             ways = "--overwrite or" if resume is None else "--overwrite, --resume or"
             raise OutputError(f"the output folder {folder} holds results already; give {ways} another name")
+    elif resume:
+        logger.warning("there is nothing in %s to go on with; a new run begins", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
